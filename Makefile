@@ -1,0 +1,31 @@
+# Everything runs from the checkout, inside .venv; `make env` builds that on first use and after a change to its inputs.
+PYTHON ?= python3
+TESTARGS ?=
+VENV_PYTHON := .venv/bin/python
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test lint clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+env: $(READY) ## Install everything into .venv; `make -B env` looks again for what was left out
+
+$(READY): pyproject.toml tools/setup_env.sh
+	@PYTHON="$(PYTHON)" bash tools/setup_env.sh
+	@touch $@
+
+demo: env ## Make a small data set, convert it, train with each loader, show the results
+	$(VENV_PYTHON) tools/demo.py
+
+test: lint ## Lint, then run the tests; `make test TESTARGS="-k plan"` chooses some
+	$(VENV_PYTHON) -m pytest $(TESTARGS)
+
+lint: env ## Check style, format and types
+	$(VENV_PYTHON) -m ruff check .
+	$(VENV_PYTHON) -m ruff format --check .
+	$(VENV_PYTHON) -m mypy
+
+clean: ## Remove .venv and the caches; data and runs stay
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,79 @@
+"""What every command shares: flags from a dataclass, one line per error, one line of JSON as the result."""
+
+import contextlib
+import io
+import json
+import logging
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+from pipeline.errors import InputError
+
+Settings = TypeVar("Settings")
+
+EXIT_DONE, EXIT_FAILURE, EXIT_BAD_INPUT = 0, 1, 2
+
+
+def parse(settings: type[Settings], argv: Sequence[str] | None = None) -> Settings:
+    """Read the command line into the dataclass `settings`; its docstrings are the help text.
+
+    Raises InputError with the first line of what tyro has to say about a wrong flag, and SystemExit(0) after
+    `--help`.
+    """
+    boxed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(boxed):
+            return tyro.cli(settings, args=argv)
+    except SystemExit as stop:
+        if stop.code in (None, 0):
+            raise
+        raise InputError(f"{_unboxed(boxed.getvalue())} (see --help)") from None
+
+
+def _unboxed(message: str) -> str:
+    """The text of the error box that tyro draws, without the frame and the hints below the rule."""
+    lines = [line.strip("│ ").strip() for line in message.splitlines() if line.startswith("│")]
+    told = []
+    for line in lines:
+        if line.startswith("──"):
+            break
+        told.append(line)
+    return re.sub(r"^Error parsing (\w+: )?", "", " ".join(told)) or message.strip()
+
+
+def print_result(result: dict[str, Any]) -> None:
+    """The last line of every command: `{"result": {...}}` on stdout."""
+    print(json.dumps({"result": result}), flush=True)
+
+
+def configure_logging() -> None:
+    """Plain lines on stderr; stdout carries the result alone."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+
+
+def run_command(
+    command: Callable[[Settings], dict[str, Any] | None],
+    settings: type[Settings],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parse `settings` from `argv`, call `command` with them, print what it returns as the result line.
+
+    Returns the exit code: 0 done, 2 bad input (one line on stderr). Anything unexpected propagates and ends
+    Python with code 1 and its traceback.
+    """
+    configure_logging()
+    try:
+        result = command(parse(settings, argv))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + 2
+    if result is not None:
+        print_result(result)
+    return EXIT_DONE

@@ -1,0 +1,174 @@
+"""A dataset directory: dataset.json, and opening a split of it (or of a plain ImageNet folder)."""
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import InputError
+from pipeline.formats.beton import BetonInfo, BetonSamples
+from pipeline.formats.files import complete_or_absent
+from pipeline.formats.folder import FolderSamples, list_class_folders, list_classes
+from pipeline.formats.samples import Samples
+from pipeline.formats.shards import ShardInfo, ShardSamples
+
+FORMAT_VERSION = 1
+MANIFEST = "dataset.json"
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitInfo:
+    """What dataset.json says of a split."""
+
+    samples: int
+    bytes: int  # of the stored JPEGs
+    image_mode: str
+    shards: tuple[ShardInfo, ...] = ()
+    beton: BetonInfo | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What dataset.json says."""
+
+    classes: tuple[str, ...]  # wnids in index order
+    splits: dict[str, SplitInfo]
+    format: int = FORMAT_VERSION
+
+    def write(self, dataset: Path) -> None:
+        """Written last: a directory with a dataset.json is complete."""
+        with complete_or_absent(dataset / MANIFEST) as file:
+            json.dump(dataclasses.asdict(self), file, indent=1)
+            file.write("\n")
+
+    @classmethod
+    def read(cls, dataset: Path) -> "Manifest":
+        """Raises InputError where the file is missing or not ours."""
+        path = dataset / MANIFEST
+        try:
+            fields = json.loads(path.read_text("utf-8"))
+            if fields.pop("format") != FORMAT_VERSION:
+                raise InputError(f"{path}: another format version than {FORMAT_VERSION}; convert again")
+            splits = {name: _split_info(split) for name, split in fields["splits"].items()}
+            return cls(classes=tuple(map(str, fields["classes"])), splits=splits)
+        except InputError:
+            raise
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path}: cannot be read ({error!r}); convert again") from None
+
+
+def _split_info(fields: dict[str, Any]) -> SplitInfo:
+    shards = tuple(ShardInfo(**shard) for shard in fields.pop("shards"))
+    beton = BetonInfo(**fields["beton"]) if fields["beton"] else None
+    info = SplitInfo(**{**fields, "shards": shards, "beton": beton})
+    names = [shard.name for shard in shards] + ([beton.name] if beton else [])
+    if not all(re.fullmatch(r"(webdataset|ffcv)/[\w-]+\.(tar|beton)", name) for name in names):
+        raise ValueError("a file name that no conversion makes")
+    if info.samples < 1 or (shards and sum(shard.samples for shard in shards) != info.samples):
+        raise ValueError("sample counts that do not add up")
+    return info
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split, opened. Its files are looked at when a loader first needs them."""
+
+    name: str
+    path: Path
+    classes: tuple[str, ...]
+    info: SplitInfo | None = None  # None for a plain folder
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in the split over all ranks."""
+        return self.info.samples if self.info else len(self.samples)
+
+    @cached_property
+    def samples(self) -> Samples:
+        """Random access to the stored JPEGs: from shards if there are any, else the beton or the folder."""
+        if self.info is None:
+            return FolderSamples(list_class_folders(self.path / self.name, list(self.classes)))
+        return self.shards if self.info.shards else self.beton
+
+    @cached_property
+    def shards(self) -> ShardSamples:
+        """Raises InputError naming the missing, truncated or foreign file."""
+        if self.info is None or not self.info.shards:
+            raise InputError(self._lacks("WebDataset shards", "webdataset"))
+        for shard in self.info.shards:
+            _check_size(self.path / shard.name, shard.bytes)
+        return ShardSamples(self.path, self.info.shards, len(self.classes))
+
+    @cached_property
+    def beton(self) -> BetonSamples:
+        """Raises InputError naming the missing, truncated or foreign file."""
+        if self.info is None or self.info.beton is None:
+            raise InputError(self._lacks("a .beton file", "ffcv"))
+        samples = BetonSamples(self.beton_path, list(self.classes))
+        if len(samples) != self.info.samples:
+            raise InputError(f"{self.beton_path}: {len(samples)} samples, not {self.info.samples}; convert again")
+        _check_size(self.beton_path, self.info.beton.bytes)
+        return samples
+
+    @property
+    def beton_path(self) -> Path:
+        """Where the split's `.beton` file is."""
+        assert self.info is not None
+        assert self.info.beton is not None
+        return self.path / self.info.beton.name
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """How the split is stored: of "folder", "webdataset", "ffcv"."""
+        if self.info is None:
+            return ("folder",)
+        return (("webdataset",) if self.info.shards else ()) + (("ffcv",) if self.info.beton else ())
+
+    def _lacks(self, what: str, format_name: str) -> str:
+        return (
+            f"{self.path} has no {what} of {self.name}; convert with "
+            f"`python tools/convert_imagenet.py --format {format_name} ...` or choose another --loader"
+        )
+
+
+def _check_size(path: Path, size: int) -> None:
+    try:
+        actual = path.stat().st_size
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; convert again") from None
+    if actual != size:
+        raise InputError(f"{path}: {actual} bytes, not {size} as {MANIFEST} says; convert again")
+
+
+def open_split(path: Path, name: str) -> Split:
+    """Open a split of a converted dataset, or of a folder with class folders in `train/` and `val/`.
+
+    Raises InputError where there is neither.
+    """
+    if not path.is_dir():
+        raise InputError(
+            f"--data {path}: no such directory; make it with `python tools/convert_imagenet.py --src IMAGENET "
+            f"--dst {path}`, or demo data with `make demo`"
+        )
+    if not (path / MANIFEST).exists():
+        return _open_folder(path, name)
+    manifest = Manifest.read(path)
+    if name not in manifest.splits:
+        raise InputError(f"{path}: has no split {name!r}, only {', '.join(manifest.splits)}")
+    return Split(name, path, manifest.classes, manifest.splits[name])
+
+
+def _open_folder(path: Path, name: str) -> Split:
+    if not (path / name).is_dir():
+        raise InputError(
+            f"--data {path}: neither a converted dataset ({MANIFEST}) nor a folder with {name}/; "
+            f"an interrupted conversion is finished by starting it again"
+        )
+    classes = list_classes(path / ("train" if (path / "train").is_dir() else name))
+    if not list_classes(path / name):
+        raise InputError(f"{path / name}: no class folders; convert the dataset with --val-labels")
+    return Split(name, path, tuple(classes))

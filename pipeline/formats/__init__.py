@@ -1,0 +1,1 @@
+"""Where samples are stored: one file for each storage, that reads and writes it."""

@@ -1,0 +1,44 @@
+"""Files that are complete or absent."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+
+def temporary_path(path: Path) -> Path:
+    """Where `path` is written until it is complete."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def publish(file: IO[Any], path: Path) -> None:
+    """Close `file`, which was written at temporary_path(path), and give it its name once it is on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+    file.close()
+    os.replace(temporary_path(path), path)
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def discard(file: IO[Any], path: Path) -> None:
+    """Close `file` and remove what was written at temporary_path(path)."""
+    file.close()
+    temporary_path(path).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def complete_or_absent(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open `path` for writing; it appears under its name only when the block ends without an exception."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(temporary_path(path), mode)  # noqa: SIM115 (publish and discard close it)
+    try:
+        yield file
+    except BaseException:
+        discard(file, path)
+        raise
+    publish(file, path)

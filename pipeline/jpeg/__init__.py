@@ -1,0 +1,1 @@
+"""What Sluice knows of the JPEG format itself."""

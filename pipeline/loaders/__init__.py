@@ -1,0 +1,54 @@
+"""Loaders, found by name: each file here is one, with READS (the storages it can read) and create(spec)."""
+
+import importlib
+import pkgutil
+from types import ModuleType
+
+from pipeline.contract import Loader, LoaderSpec
+from pipeline.dataset import Split
+from pipeline.errors import InputError
+
+PREFERENCE = ("ffcv", "dali", "torch")
+"""What `auto` tries, fastest first. webdataset decodes as torch does and reads the same shards."""
+
+_INSTALL = {"ffcv": "make env", "nvidia": "pip install nvidia-dali-cuda130"}
+
+
+def names() -> list[str]:
+    """Every loader there is, installed or not."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def load(name: str) -> ModuleType:
+    """Import a loader's file. Raises InputError with the install command where its package is missing."""
+    if name not in names():
+        raise InputError(f"--loader {name}: unknown; there are {', '.join(names())} and auto")
+    try:
+        return importlib.import_module(f"{__name__}.{name}")
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        command = _INSTALL.get(package, f"pip install {package}")
+        raise InputError(f"--loader {name} needs {package}, which is not installed: {command}") from None
+    except (ImportError, OSError) as error:
+        raise InputError(f"--loader {name}: its package cannot be loaded ({error})") from None
+
+
+def choose(split: Split) -> tuple[str, str]:
+    """What `auto` means for this data on this machine: the loader's name, and why in words."""
+    passed_over = []
+    for name in PREFERENCE:
+        try:
+            module = load(name)
+        except InputError as error:
+            passed_over.append(f"not {name}: {str(error).partition(': ')[2] or error}")
+            continue
+        found = [storage for storage in module.READS if storage in split.formats]
+        if found:
+            return name, "; ".join([f"it is installed and the data has {found[0]!r} storage", *passed_over])
+        passed_over.append(f"not {name}: the data has no {' or '.join(module.READS)} storage")
+    raise AssertionError("torch reads every storage")
+
+
+def create(name: str, spec: LoaderSpec) -> Loader:
+    """Make the loader called `name`. Raises InputError for what the user can mend."""
+    return load(name).create(spec)

@@ -1,0 +1,43 @@
+"""From host memory to the device, one batch ahead of the step."""
+
+from collections.abc import Generator, Iterator
+
+import torch
+
+from pipeline.contract import Batch, LoaderSpec
+
+
+def to_device(batches: Iterator[Batch], spec: LoaderSpec) -> Iterator[Batch]:
+    """Give the batches on `spec.device`, with the strides it wants. Host batches may be borrowed too."""
+    moved = batches if spec.device.type == "cpu" else _copied_ahead(batches, spec.device)
+    for batch in moved:
+        yield batch if spec.channels_last else batch._replace(images=batch.images.contiguous())
+
+
+def _copied_ahead(batches: Iterator[Batch], device: torch.device) -> Generator[Batch, None, None]:
+    """Copy each batch on a stream of its own while the step works on the one before.
+
+    The host buffer of a copy is released (by asking for the next host batch) only when the copy is done, so a
+    loader may reuse it. That wait comes after the consumer has queued a whole step: it finds the copy finished.
+    """
+    copies = torch.Stream(device=device)
+    ready: tuple[Batch, torch.Event] | None = None
+    for host in batches:
+        with copies:
+            batch = Batch(*(tensor.to(device, non_blocking=True) for tensor in host))
+        copied = copies.record_event()
+        if ready is not None:
+            yield _hand_over(*ready, device)
+        ready = batch, copied
+        copied.synchronize()
+    if ready is not None:
+        yield _hand_over(*ready, device)
+
+
+def _hand_over(batch: Batch, copied: torch.Event, device: torch.device) -> Batch:
+    """Order the step behind the copy, and tell the allocator that the step's stream uses the memory."""
+    stream = torch.accelerator.current_stream(device)
+    stream.wait_event(copied)
+    for tensor in batch:
+        tensor.record_stream(stream)
+    return batch

@@ -1,0 +1,116 @@
+#!/usr/bin/env bash
+# Makes .venv and installs the project's dependencies in it. Run by `make env`; safe to run again.
+#
+# Required: PyTorch and all else that pyproject.toml names. Optional: DALI (x86_64 and aarch64 Linux) and FFCV
+# (needs system headers); when one cannot be had, a line says why and the set-up goes on without it.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+python=${PYTHON:-python3}
+venv_python=.venv/bin/python
+ffcv_version=1.0.2
+log=build/env.log # what apt-get and the optional installs print
+
+step() { echo "[env +${SECONDS}s] $*"; }
+note() { echo "[env] $*" >&2; }
+die() {
+    note "$*"
+    exit 2
+}
+
+# pip compiles 30 000 modules by default; Python compiles the few hundred in use when they are first imported.
+pip_install() { "$venv_python" -m pip install --quiet --disable-pip-version-check --no-compile "$@"; }
+
+as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi; }
+
+# The command a user would type to install Debian packages.
+apt_hint() { if [ "$(id -u)" = 0 ]; then echo "apt-get install $*"; else echo "sudo apt-get install $*"; fi; }
+
+# Installs Debian packages, refreshing the package lists only if these do not do. Fails without apt-get, the right
+# to use it, or a network.
+apt_install() {
+    local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120)
+    command -v apt-get && as_root true || return 1
+    as_root "${apt[@]}" install --no-install-recommends "$@" ||
+        { as_root "${apt[@]}" update && as_root "${apt[@]}" install --no-install-recommends "$@"; }
+} >>"$log" 2>&1 </dev/null
+
+make_venv() {
+    local version
+    command -v "$python" >/dev/null || die "$python not found; install Python 3.10 or newer: $(apt_hint python3)"
+    version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+        die "$python is Python $version; 3.10 or newer is needed: make env PYTHON=/path/to/python3"
+    if ! "$python" -c 'import venv, ensurepip' 2>/dev/null; then # Debian packages them apart
+        step "Installing python$version-venv"
+        apt_install "python$version-venv" ||
+            die "$python cannot make virtual environments; first run: $(apt_hint "python$version-venv")"
+    fi
+    if ! "$venv_python" -m pip --version >/dev/null 2>&1; then
+        step "Making .venv with $python ($version)"
+        "$python" -m venv --clear .venv
+    fi
+}
+
+# Prints the Debian packages whose files FFCV's build needs and does not find.
+missing_for_ffcv() {
+    local include
+    include=$("$venv_python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
+    [ -e "$include/Python.h" ] || echo "lib$(basename "$include")-dev"
+    [ -e /usr/include/opencv4/opencv2/core.hpp ] || echo libopencv-core-dev
+    [ -e /usr/include/opencv4/opencv2/imgproc.hpp ] || echo libopencv-imgproc-dev
+    pkg-config --exists libturbojpeg 2>/dev/null || echo libturbojpeg0-dev
+    command -v pkg-config >/dev/null || echo pkg-config
+    command -v g++ >/dev/null || echo g++
+}
+
+ffcv_works() {
+    "$venv_python" -c 'import ffcv.loader, importlib.metadata as m, sys; sys.exit(m.version("ffcv") != sys.argv[1])' \
+        "$ffcv_version"
+} >>"$log" 2>&1
+
+# FFCV links every OpenCV module that pkg-config names and includes the headers of all that opencv_modules.hpp
+# defines, but uses core and imgproc alone. Naming these two spares hundreds of Debian packages.
+build_ffcv() {
+    local overlay=$PWD/build/ffcv
+    mkdir -p "$overlay/opencv2"
+    printf '#define HAVE_OPENCV_CORE\n#define HAVE_OPENCV_IMGPROC\n' >"$overlay/opencv2/opencv_modules.hpp"
+    printf '%s\n' 'Name: opencv4' 'Description: core and imgproc' 'Version: 4' \
+        'Libs: -lopencv_core -lopencv_imgproc' >"$overlay/opencv4.pc"
+    # No cache: a build from before a system upgrade would ask for libraries that are gone. No dependencies: the
+    # extra `ffcv` has them.
+    PKG_CONFIG_PATH="$overlay" CPATH="$overlay:/usr/include/opencv4" \
+        pip_install --use-pep517 --no-cache-dir --no-deps --force-reinstall "ffcv==$ffcv_version"
+} >>"$log" 2>&1
+
+install_ffcv() {
+    local missing
+    ffcv_works && return
+    missing=$(missing_for_ffcv | xargs)
+    if [ -n "$missing" ]; then
+        step "Installing what FFCV is built with: $missing"
+        # shellcheck disable=SC2086
+        if ! apt_install $missing; then
+            note "Going on without FFCV. To have it: $(apt_hint "$missing") && make -B env"
+            return
+        fi
+    fi
+    step "Building FFCV"
+    if ! build_ffcv || ! ffcv_works; then
+        "$venv_python" -m pip uninstall --quiet --yes ffcv >>"$log" 2>&1
+        note "Going on without FFCV: it did not build or does not import, see $log"
+    fi
+}
+
+mkdir -p build
+: >"$log"
+make_venv
+
+step "Installing PyTorch and the other dependencies (about 3 GB to download)"
+pip_install ".[demo,dev,ffcv]"
+
+step "Installing DALI"
+pip_install ".[dali]" >>"$log" 2>&1 || note "Going on without DALI: it did not install, see $log"
+
+install_ffcv
+step "Ready"

@@ -1,0 +1,100 @@
+"""The settings of a run: a frozen dataclass, checked when it is made. The command line is generated from it."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import models
+from pipeline import loaders
+
+DEFAULT_DATA = Path("data/shards")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train or evaluate an image classifier."""
+
+    data: Path = DEFAULT_DATA
+    """Directory made by tools/convert_imagenet.py, or a folder with class folders in train/ and val/."""
+    model: str = "torchvision/resnet50"
+    """alexnet, resnet152, or torchvision/<name>."""
+    loader: str = "auto"
+    """auto, ffcv, dali, webdataset, torch or synthetic."""
+    workers: int | None = None
+    """Loading threads or processes of each training process; default: the machine's cores over --nproc."""
+
+    nproc: int = 1
+    """Training processes on this machine, one a device."""
+    nnodes: int = 1
+    """Machines."""
+    node_rank: int = 0
+    """Number of this machine."""
+    rdzv_endpoint: str = "localhost:0"
+    """host:port of machine 0, with --nnodes."""
+    device: Literal["auto", "cpu", "cuda", "npu", "sdaa"] = "auto"
+
+    epochs: int = 90
+    batch_size: int = 128
+    """Images of each process in a step; the global batch is printed."""
+    resolution: int | None = None
+    """Side of the images in training; default: the model's own."""
+    lr: float | None = None
+    """Learning rate at the global batch; default: the model's own for 256 images, scaled linearly."""
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    warmup_epochs: float = 5.0
+    """Linear warm-up, per step, at most half of the run; then cosine to zero."""
+    label_smoothing: float = 0.0
+
+    amp: Literal["off", "bf16", "fp16"] = "off"
+    """Mixed precision; fp16 scales the loss dynamically."""
+    channels_last: bool = True
+    """channels_last memory format, where the device supports it."""
+    compile: bool = False
+    """torch.compile the model."""
+    seed: int = 0
+    deterministic: bool = False
+    """Only reproducible kernels."""
+
+    run_dir: Path | None = None
+    """Where the run is written; default: runs/<model>-<loader>-<time>."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints, besides the one after each epoch; 0: none besides."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints are kept."""
+    resume: str | None = None
+    """A checkpoint to go on from, or auto: the newest in --run-dir, or a new run if there is none."""
+    evaluate: Path | None = None
+    """Only evaluate this checkpoint."""
+    print_freq: int = 20
+    """Steps between log lines."""
+    log_indices: bool = False
+    """Write the dataset positions of every batch to indices-rank<R>.jsonl (waits for the device each step)."""
+
+    def __post_init__(self) -> None:
+        models.card(self.model)
+        if self.loader not in ("auto", *loaders.names()):
+            loaders.load(self.loader)  # raises, listing the known ones
+        for name in ("nproc", "nnodes", "epochs", "batch_size", "print_freq", "keep_checkpoints"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("seed", "checkpoint_every", "weight_decay", "warmup_epochs", "node_rank"):
+            self._require(name, getattr(self, name) >= 0, "at least 0")
+        self._require("workers", self.workers is None or self.workers >= 0, "at least 0")
+        self._require("resolution", self.resolution is None or self.resolution >= 8, "at least 8")
+        self._require("lr", self.lr is None or self.lr > 0, "above 0")
+        self._require("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)")
+        self._require("momentum", 0 <= self.momentum < 1, "in [0, 1)")
+        self._require("node_rank", self.node_rank < self.nnodes, "below --nnodes")
+        self._require("resume", self.resume != "auto" or self.run_dir is not None, "a path without --run-dir")
+        self._require("evaluate", self.evaluate is None or self.resume is None, "without --resume")
+
+    def _require(self, name: str, holds: bool, what: str) -> None:
+        if not holds:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be {what}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as checkpoints and config.json hold them."""
+        fields = dataclasses.asdict(self)
+        return {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()}

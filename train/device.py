@@ -1,0 +1,77 @@
+"""The devices: one row each. Nothing else in Sluice names a vendor."""
+
+import importlib
+import os
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceType:
+    """What differs between device types in PyTorch."""
+
+    backend: str  # of torch.distributed
+    channels_last: bool
+    vendor_package: str | None = None  # must be imported before torch knows the device
+
+
+DEVICE_TYPES = {
+    "cuda": DeviceType(backend="nccl", channels_last=True),
+    # `.to(memory_format=channels_last)` raises on NPUs.
+    "npu": DeviceType(backend="hccl", channels_last=False, vendor_package="torch_npu"),
+    "sdaa": DeviceType(backend="tccl", channels_last=True, vendor_package="torch_sdaa"),
+    "cpu": DeviceType(backend="gloo", channels_last=True),
+}
+
+AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def select(name: str, local_rank: int, local_world_size: int) -> torch.device:
+    """The device of this process, made current. `auto` is the accelerator PyTorch sees, else the CPU.
+
+    Raises InputError where the vendor's package or enough devices are missing.
+    """
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        name = accelerator.type if accelerator is not None and accelerator.type in DEVICE_TYPES else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    _import_vendor(name)
+    available = _count(name)
+    if available < local_world_size:
+        raise InputError(f"--nproc {local_world_size}: this machine has {available} {name} device(s)")
+    torch.accelerator.set_device_index(local_rank)
+    return torch.device(name, local_rank)
+
+
+def _import_vendor(name: str) -> None:
+    package = DEVICE_TYPES[name].vendor_package
+    if package is None:
+        return
+    try:
+        importlib.import_module(package)
+    except ImportError as error:
+        raise InputError(f"--device {name} needs {package}, which cannot be imported ({error})") from None
+
+
+def _count(name: str) -> int:
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return torch.accelerator.device_count() if accelerator is not None and accelerator.type == name else 0
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def configure_math(deterministic: bool) -> None:
+    """Fast kernels, or reproducible ones."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.set_float32_matmul_precision("high")

@@ -1,0 +1,38 @@
+"""Optimiser and schedule."""
+
+from torch import nn
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
+
+import models
+from train.config import TrainConfig
+
+
+def learning_rate(config: TrainConfig, global_batch: int) -> float:
+    """--lr, or the model's own rate for 256 images scaled linearly to the global batch (Goyal et al.,
+    "Accurate, large minibatch SGD", arXiv:1706.02677)."""
+    if config.lr is not None:
+        return config.lr
+    return models.card(config.model).lr_per_256 * global_batch / 256
+
+
+def build_optimizer(config: TrainConfig, model: nn.Module, global_batch: int) -> Optimizer:
+    """SGD with momentum and weight decay on all parameters."""
+    return SGD(
+        model.parameters(),
+        lr=learning_rate(config, global_batch),
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+    )
+
+
+def build_scheduler(config: TrainConfig, optimizer: Optimizer, steps_per_epoch: int) -> LRScheduler:
+    """Linear warm-up, then cosine to zero; it steps with the optimiser."""
+    total = config.epochs * steps_per_epoch
+    warmup = min(round(config.warmup_epochs * steps_per_epoch), total // 2)
+    cosine = CosineAnnealingLR(optimizer, T_max=max(1, total - warmup))
+    if warmup == 0:
+        return cosine
+    linear = LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
+    return SequentialLR(optimizer, [linear, cosine], milestones=[warmup])

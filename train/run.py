@@ -1,0 +1,37 @@
+"""Train or evaluate a classifier: `python train/run.py --data DST --model NAME --loader NAME --nproc N`."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from pipeline.cli import EXIT_BAD_INPUT, run_command
+from pipeline.errors import InputError
+from train import launch, loop
+from train.config import TrainConfig
+
+
+def main(config: TrainConfig) -> dict[str, Any] | None:
+    """Start --nproc processes, or be one of them. Returns the result on the main rank of a run."""
+    if launch.is_worker():
+        return _work(config)
+    loop.check(config)
+    if config.nproc > 1 or config.nnodes > 1:
+        launch.launch(config)
+        return None
+    return loop.run(config, launch.World())
+
+
+def _work(config: TrainConfig) -> dict[str, Any] | None:
+    run = launch.recorded(loop.run)
+    try:
+        return run(config, launch.world_from_environment(config))
+    except InputError:
+        if launch.reports_to_parent():
+            sys.exit(EXIT_BAD_INPUT)
+        raise
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, TrainConfig))
