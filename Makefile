@@ -1,4 +1,4 @@
-# Everything runs from the checkout, inside .venv; `make env` builds that on first use and after a change to its inputs.
+# Everything runs from the checkout, inside .venv, which `make env` makes and the other targets call for.
 PYTHON ?= python3
 TESTARGS ?=
 VENV_PYTHON := .venv/bin/python

@@ -1,51 +1,38 @@
-"""The training loop: open the data, build the model, train, evaluate, keep checkpoints."""
+"""The training loop: epochs, log lines, evaluation, checkpoints, and what a run leaves behind."""
 
 import contextlib
 import json
 import logging
-import os
 import time
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-import models
 from pipeline import loaders
-from pipeline.contract import Batch, CropPolicy, Loader, LoaderSpec
-from pipeline.dataset import Split, SplitInfo, open_split
+from pipeline.contract import Batch
+from pipeline.dataset import Split
 from pipeline.errors import InputError
 from pipeline.formats.files import complete_or_absent
 from train import checkpoint, optim
 from train.config import TrainConfig
-from train.device import AMP_DTYPES, DEVICE_TYPES, configure_math, select, synchronize
+from train.device import configure_math, select, synchronize
 from train.launch import World, finalize, initialize
 from train.metrics import THROUGHPUT_DEFINITION, RunWriter, Throughput, Totals, plot_curves
+from train.session import Session, open_data
 
 log = logging.getLogger(__name__)
-
-
-def open_data(config: TrainConfig, name: str) -> Split:
-    """A split of --data. The synthetic loader reads nothing, so without --data it stands for ImageNet."""
-    if config.loader == "synthetic" and not config.data.exists():
-        samples = {"train": 1_281_167, "val": 50_000}[name]
-        info = SplitInfo(samples=samples, bytes=0, image_mode="synthetic")
-        return Split(name, config.data, tuple(f"class {number}" for number in range(1000)), info)
-    return open_split(config.data, name)
 
 
 def check(config: TrainConfig) -> None:
     """Find wrong input before any process is started. Raises InputError."""
     split = open_data(config, "val" if config.evaluate else "train")
-    for path in (config.evaluate, config.resume and config.resume != "auto" and Path(config.resume)):
-        if path and not path.is_file():
+    for path in (config.evaluate, config.resume if config.resume != "auto" else None):
+        if path and not Path(path).is_file():
             raise InputError(f"{path}: no such checkpoint")
     global_batch = config.batch_size * config.nproc * config.nnodes
     if not config.evaluate and global_batch > split.num_samples:
@@ -63,353 +50,252 @@ def run(config: TrainConfig, world: World) -> dict[str, Any] | None:
     initialize(world, device)
     try:
         with Session(config, world, device) as session:
-            result = session.evaluate_only() if config.evaluate else session.train()
+            result = evaluate_checkpoint(session, config.evaluate) if config.evaluate else train(session)
     finally:
         finalize(world)
     return result if world.is_main else None
 
 
-class Session:
-    """Everything a process holds during a run."""
+def train(session: Session) -> dict[str, Any]:
+    """A whole run, from its first epoch or from a checkpoint. Returns the result."""
+    split = open_data(session.config, "train")
+    loader_name = choose_loader(session, split)
+    with Run(session, loader_name) as this_run:
+        session.build_training(loader_name, split)
+        open_validation(session, loader_name)
+        this_run.resume()
+        this_run.announce(split)
+        while session.position.epoch < session.config.epochs:
+            this_run.train_epoch()
+            this_run.evaluate()
+            this_run.save()
+        return this_run.finish()
 
-    def __init__(self, config: TrainConfig, world: World, device: torch.device) -> None:
-        self.config, self.world, self.device = config, world, device
-        self.card = models.card(config.model)
-        self.resolution = config.resolution or self.card.resolution
+
+def evaluate_checkpoint(session: Session, path: Path) -> dict[str, Any]:
+    """The --evaluate command. Returns the result; images/s counts the evaluation from first to last image."""
+    started = time.perf_counter()
+    state = checkpoint.load(path)
+    split = open_data(session.config, "val")
+    loader_name = choose_loader(session, split)
+    session.build_model(len(split.classes))
+    checkpoint.load_weights(session.plain_model.network, state, session.config.model, path)
+    open_validation(session, loader_name)
+    evaluation_started = time.perf_counter()
+    evaluation = session.evaluate()
+    images_per_s = evaluation["images"] / (time.perf_counter() - evaluation_started)
+    return result_line(evaluation, images_per_s, time.perf_counter() - started, loader_name, path.parent)
+
+
+def choose_loader(session: Session, split: Split) -> str:
+    """--loader, with "auto" decided and the reason logged."""
+    if session.config.loader != "auto":
+        return session.config.loader
+    name, why = loaders.choose(split)
+    if session.world.is_main:
+        log.info("loader auto: %s (%s)", name, why)
+    return name
+
+
+def open_validation(session: Session, loader_name: str) -> None:
+    """The validation loader. Data without a validation split can be trained on, not evaluated."""
+    try:
+        split = open_data(session.config, "val")
+    except InputError as error:
+        if session.config.evaluate:
+            raise
+        log.info("not evaluated: %s", error)
+        return
+    session.validation = session.open_loader(loader_name, split, training=False)
+
+
+def result_line(
+    evaluation: dict[str, float], images_per_s: float, seconds: float, loader_name: str, run_dir: Path
+) -> dict[str, Any]:
+    """What the last line of a run says."""
+    return {
+        "top1": evaluation.get("top1"),
+        "top5": evaluation.get("top5"),
+        "evaluated": evaluation.get("images", 0),
+        "loss": evaluation.get("loss"),
+        "images_per_s": round(images_per_s, 1),
+        "seconds": round(seconds, 1),
+        "loader": loader_name,
+        "run_dir": str(run_dir),
+    }
+
+
+class Run:
+    """A session in training and its run directory."""
+
+    def __init__(self, session: Session, loader_name: str) -> None:
+        self.session, self.config, self.loader_name = session, session.config, loader_name
+        self.is_main = session.world.is_main
         self.started = time.perf_counter()
+        self.throughput = Throughput()
+        self.evaluation: dict[str, float] = {}
+        self.writer: RunWriter | None = None
+        self.indices_file: TextIO | None = None
         self._open = contextlib.ExitStack()
-        self.step = self.epoch = self.batch = 0
-        self.validation: Loader | None = None
-        self.last_evaluation: dict[str, float] = {}
 
-    def __enter__(self) -> "Session":
+    def __enter__(self) -> "Run":
+        self.directory = self._make_directory()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._open.close()
 
-    # ---- building ---------------------------------------------------------------------------------------
+    def _make_directory(self) -> Path:
+        """--run-dir, or a new directory named after the run; the same on every rank."""
+        config, world = self.config, self.session.world
+        name = f"{config.model.rpartition('/')[2]}-{self.loader_name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        chosen = [config.run_dir or Path("runs") / name]
+        if world.size > 1:
+            dist.broadcast_object_list(chosen, 0)
+        directory = chosen[0]
+        if not config.resume and checkpoint.existing(directory):
+            raise InputError(f"--run-dir {directory}: holds a run; add --resume auto or choose another")
+        directory.mkdir(parents=True, exist_ok=True)
+        if self.is_main:
+            with complete_or_absent(directory / "config.json") as file:
+                json.dump(config.as_dict(), file, indent=1)
+        if config.log_indices:
+            path = directory / f"indices-rank{world.rank}.jsonl"
+            self.indices_file = self._open.enter_context(path.open("a" if config.resume else "w"))
+        return directory
 
-    def _choose_loader(self, split: Split) -> str:
-        if self.config.loader != "auto":
-            return self.config.loader
-        name, why = loaders.choose(split)
-        if self.world.is_main:
-            log.info("loader auto: %s (%s)", name, why)
-        return name
+    def resume(self) -> None:
+        """Go on from --resume, if there is a checkpoint, and open what the run is logged to."""
+        path = Path(self.config.resume) if self.config.resume else None
+        if self.config.resume == "auto":
+            path = next(reversed(checkpoint.existing(self.directory)), None)
+        if path is not None:
+            self._load(path)
+        if self.is_main:
+            self.writer = RunWriter(self.directory, self.session.position.step)
+            self._open.callback(self.writer.close)
 
-    def open_loader(self, split: Split, training: bool) -> Loader:
-        """A loader of this rank over a split."""
-        config, world = self.config, self.world
-        cores = len(os.sched_getaffinity(0))
-        share = self.card.resolution / self.card.eval_resize
-        spec = LoaderSpec(
-            split=split,
-            batch_size=config.batch_size,
-            crop=CropPolicy(training=training, center_share=share),
-            seed=config.seed,
-            rank=world.rank,
-            world_size=world.size,
-            workers=max(1, cores // world.local_size) if config.workers is None else config.workers,
-            device=self.device,
-            channels_last=config.channels_last and DEVICE_TYPES[self.device.type].channels_last,
-        )
-        loader = loaders.create(self.loader_name, spec)
-        self._open.callback(loader.close)
-        return loader
-
-    def build_model(self, num_classes: int) -> None:
-        """Fresh weights, the same on every rank; on the device, wrapped for several processes."""
-        torch.manual_seed(self.config.seed)
-        model = models.create(self.config.model, num_classes).to(self.device)
-        if self.config.channels_last and DEVICE_TYPES[self.device.type].channels_last:
-            model = model.to(memory_format=torch.channels_last)
-        self.model: nn.Module = model
-        self.network = model.network
-        if self.world.size > 1 and not self.config.evaluate:
-            # BatchNorm statistics are sent from rank 0 before they are used, not at every step.
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # the argument is renamed in torch 2.15
-                self.model = DistributedDataParallel(model, broadcast_buffers=False)
-        self.plain_model = model
-        if self.config.compile:
-            self.model.compile()
-            self.plain_model.compile()
-        torch.manual_seed(self.config.seed + self.world.rank)  # dropout differs between ranks
-
-    def open_validation(self) -> None:
-        """The validation loader, if the data has such a split."""
+    def _load(self, path: Path) -> None:
+        state = checkpoint.load(path)
+        checkpoint.load_weights(self.session.plain_model.network, state, self.config.model, path)
         try:
-            split = open_data(self.config, "val")
-        except InputError as error:
-            if self.config.evaluate:
-                raise
-            log.info("not evaluated: %s", error)
-            return
-        self.validation = self.open_loader(split, training=False)
-        self.validation_samples = split.num_samples
+            self.session.load_state(state)
+        except (KeyError, ValueError, TypeError) as error:
+            raise InputError(f"--resume {path}: holds no training state to go on from ({error})") from None
+        position = self.session.position
+        log.info("resumed from %s: epoch %d, batch %d", path, position.epoch, position.batch)
 
-    # ---- training ---------------------------------------------------------------------------------------
+    def announce(self, split: Split) -> None:
+        """Say what is trained, how and where."""
+        config, session = self.config, self.session
+        if self.is_main:
+            log.info(
+                f"{config.model} on {session.world.size} x {session.device.type}, loader {self.loader_name}: "
+                f"{split.num_samples} images of {len(split.classes)} classes, "
+                f"global batch {session.global_batch} ({session.world.size} x {config.batch_size}), "
+                f"{session.training.batches_per_epoch} steps an epoch, "
+                f"lr {optim.learning_rate(config, session.global_batch):.4g}, amp {config.amp}; "
+                f"run directory {self.directory}"
+            )
 
-    def train(self) -> dict[str, Any]:
-        """The whole run."""
-        config, world = self.config, self.world
-        split = open_data(config, "train")
-        self.loader_name = self._choose_loader(split)
-        self.run_dir = self._make_run_dir()
-        self.training = self.open_loader(split, training=True)
-        self.open_validation()
-        self.build_model(len(split.classes))
-        global_batch = config.batch_size * world.size
-        self.optimizer = optim.build_optimizer(config, self.plain_model, global_batch)
-        self.scheduler = optim.build_scheduler(config, self.optimizer, self.training.batches_per_epoch)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
-        self.criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
-        self._resume()
-        self._announce(split, global_batch)
-        self.throughput = Throughput()
-        self.writer = RunWriter(self.run_dir, self.step) if world.is_main else None
-        for epoch in range(self.epoch, config.epochs):
-            self.epoch = epoch
-            self._train_epoch()
-            self.epoch, self.batch = epoch + 1, 0
-            self._evaluate_and_log()
-            self.save()
-        return self._finish()
-
-    def _train_epoch(self) -> None:
-        batches = self.training.epoch(self.epoch, self.resolution, self.batch)
-        self.model.train()
+    def train_epoch(self) -> None:
+        """The rest of the current epoch."""
+        session, position = self.session, self.session.position
+        batches = session.training.epoch(position.epoch, session.resolution, position.batch)
+        session.model.train()
+        totals = Totals(session.device)
         self.throughput.resume()
-        totals = Totals(self.device)
         for batch in self._progress(self.throughput.waiting(batches)):
-            logits = self._train_step(batch)
+            logits = session.train_step(batch)
             totals.add(logits, batch.labels)
-            self.step, self.batch = self.step + 1, self.batch + 1
+            self._log_indices(batch.indices)
+            position.step, position.batch = position.step + 1, position.batch + 1
             if self.throughput.count(len(batch.labels)):
-                synchronize(self.device)
+                synchronize(session.device)
                 self.throughput.restart()
-            if self.step % self.config.print_freq == 0 or self.batch == self.training.batches_per_epoch:
+            last = position.batch == session.training.batches_per_epoch
+            if position.step % self.config.print_freq == 0 or last:
                 self._log_training(totals)
-                totals = Totals(self.device)
-            if self.config.checkpoint_every and self.step % self.config.checkpoint_every == 0:
+                totals = Totals(session.device)
+            if self.config.checkpoint_every and position.step % self.config.checkpoint_every == 0:
                 self._paused(self.save)
-        synchronize(self.device)
+        synchronize(session.device)
         self.throughput.pause()
+        position.epoch, position.batch = position.epoch + 1, 0
 
-    def _train_step(self, batch: Batch) -> Tensor:
-        with self._autocast():
-            logits = self.model(batch.images)
-            loss = self.criterion(logits, batch.labels)
-        self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scheduler.step()
-        if self.indices_file is not None:
-            row = {"epoch": self.epoch, "batch": self.batch, "indices": batch.indices.tolist()}
-            self.indices_file.write(json.dumps(row) + "\n")
-        return logits
-
-    def _autocast(self) -> torch.autocast:
-        dtype = AMP_DTYPES[self.config.amp]
-        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
-
-    def _paused(self, action: Any) -> None:
+    def _paused(self, action: Callable[[], None]) -> None:
         """Do something that images/s does not count."""
-        synchronize(self.device)
+        synchronize(self.session.device)
         self.throughput.pause()
         action()
         self.throughput.resume()
 
-    # ---- evaluation -------------------------------------------------------------------------------------
-
-    def evaluate(self) -> dict[str, float]:
-        """Every validation image exactly once over all ranks, with rank 0's BatchNorm statistics."""
-        assert self.validation is not None
-        self._broadcast_buffers()
-        self.plain_model.eval()
-        totals = Totals(self.device)
-        with torch.inference_mode():
-            for batch in self.validation.epoch(0, self.resolution):
-                with self._autocast():
-                    logits = self.plain_model(batch.images)
-                totals.add(logits, batch.labels)
-        result = totals.result()
-        assert result["images"] == self.validation_samples, "evaluation must count every image once"
-        return result
-
-    def _broadcast_buffers(self) -> None:
-        if self.world.size > 1:
-            for buffer in self.network.buffers():
-                dist.broadcast(buffer, 0)
-
-    def evaluate_only(self) -> dict[str, Any]:
-        """The --evaluate command."""
-        assert self.config.evaluate is not None
-        state = checkpoint.load(self.config.evaluate)
-        split = open_data(self.config, "val")
-        self.loader_name = self._choose_loader(split)
-        self.build_model(len(split.classes))
-        checkpoint.load_weights(self.network, state, self.config.model, self.config.evaluate)
-        self.open_validation()
-        started = time.perf_counter()
-        self.last_evaluation = self.evaluate()
-        seconds = time.perf_counter() - started
-        images_per_s = self.last_evaluation["images"] / seconds
-        return self._result(images_per_s, str(self.config.evaluate.parent))
-
-    # ---- what a run leaves ------------------------------------------------------------------------------
-
-    def save(self) -> None:
-        """Write a checkpoint on the main rank. A collective call: every rank's random state goes in."""
-        self._broadcast_buffers()
-        states: list[Any] = [self._random_state()]
-        if self.world.size > 1:
-            states = [None] * self.world.size
-            dist.all_gather_object(states, self._random_state())
-        if not self.world.is_main:
-            return
-        state = {
-            "model": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "ema": None,
-            "rng": states,
-            "position": {"epoch": self.epoch, "batch": self.batch, "step": self.step},
-            "config": self.config.as_dict(),
-        }
-        checkpoint.save(self.run_dir, self.step, state, self.config.keep_checkpoints)
-
-    def _random_state(self) -> dict[str, Tensor]:
-        state = {"cpu": torch.get_rng_state()}
-        if self.device.type != "cpu":
-            state["device"] = torch.get_device_module(self.device).get_rng_state(self.device)
-        return state
-
-    def _resume(self) -> None:
-        path = self._checkpoint_to_resume()
-        if path is None:
-            return
-        state = checkpoint.load(path)
-        checkpoint.load_weights(self.network, state, self.config.model, path)
-        try:
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.scheduler.load_state_dict(state["scheduler"])
-            self.scaler.load_state_dict(state["scaler"])
-            position, random_states = state["position"], state["rng"]
-        except (KeyError, ValueError) as error:
-            raise InputError(f"--resume {path}: holds no training state to go on from ({error})") from None
-        self.epoch, self.batch, self.step = (position[name] for name in ("epoch", "batch", "step"))
-        if len(random_states) == self.world.size:
-            self._set_random_state(random_states[self.world.rank])
-        log.info("resumed from %s: epoch %d, batch %d", path, self.epoch, self.batch)
-
-    def _set_random_state(self, state: dict[str, Tensor]) -> None:
-        torch.set_rng_state(state["cpu"])
-        if self.device.type != "cpu" and "device" in state:
-            torch.get_device_module(self.device).set_rng_state(state["device"], self.device)
-
-    def _checkpoint_to_resume(self) -> Path | None:
-        if self.config.resume != "auto":
-            return Path(self.config.resume) if self.config.resume else None
-        found = checkpoint.existing(self.run_dir)
-        return found[-1] if found else None
-
-    def _make_run_dir(self) -> Path:
-        """--run-dir, or a new directory named after the run; the same on every rank."""
-        config = self.config
-        name = f"{config.model.rpartition('/')[2]}-{self.loader_name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        chosen = [config.run_dir or Path("runs") / name]
-        if self.world.size > 1:
-            dist.broadcast_object_list(chosen, 0)
-        run_dir = chosen[0]
-        if self.world.is_main:
-            if not config.resume and checkpoint.existing(run_dir):
-                raise InputError(f"--run-dir {run_dir}: holds a run; add --resume auto or choose another")
-            run_dir.mkdir(parents=True, exist_ok=True)
-            with complete_or_absent(run_dir / "config.json") as file:
-                json.dump(config.as_dict(), file, indent=1)
-        self.indices_file: TextIO | None = None
-        if config.log_indices:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            path = run_dir / f"indices-rank{self.world.rank}.jsonl"
-            self.indices_file = self._open.enter_context(path.open("a" if config.resume else "w"))
-        return run_dir
-
-    def _announce(self, split: Split, global_batch: int) -> None:
-        if self.world.is_main:
-            log.info(
-                "%s on %d x %s, loader %s: %d images of %d classes, global batch %d (%d x %d), "
-                "%d steps an epoch, lr %.4g, amp %s; run directory %s",
-                self.config.model, self.world.size, self.device.type, self.loader_name, split.num_samples,
-                len(split.classes), global_batch, self.world.size, self.config.batch_size,
-                self.training.batches_per_epoch, optim.learning_rate(self.config, global_batch),
-                self.config.amp, self.run_dir,
-            )  # fmt: skip
-
     def _progress(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """A bar on a terminal, nothing elsewhere (the log lines remain)."""
+        """A bar on a terminal, nothing elsewhere: the log lines remain."""
+        position = self.session.position
         with logging_redirect_tqdm():
             yield from tqdm(
                 batches,
-                desc=f"epoch {self.epoch + 1}/{self.config.epochs}",
-                total=self.training.batches_per_epoch,
-                initial=self.batch,
+                desc=f"epoch {position.epoch + 1}/{self.config.epochs}",
+                total=self.session.training.batches_per_epoch,
+                initial=position.batch,
                 unit="batch",
                 leave=False,
-                disable=None if self.world.is_main else True,
+                disable=None if self.is_main else True,
             )
+
+    def _log_indices(self, indices: Tensor) -> None:
+        if self.indices_file is not None:
+            position = self.session.position
+            row = {"epoch": position.epoch, "batch": position.batch, "indices": indices.tolist()}
+            self.indices_file.write(json.dumps(row) + "\n")
 
     def _log_training(self, totals: Totals) -> None:
         values = totals.result()
-        if not self.world.is_main or self.writer is None:
+        if self.writer is None:
             return
-        per_process = self.throughput.images_per_s
+        position, world = self.session.position, self.session.world
         values |= {
-            "epoch": self.epoch + self.batch / self.training.batches_per_epoch,
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "images_per_s": per_process * self.world.size,
+            "epoch": position.epoch + position.batch / self.session.training.batches_per_epoch,
+            "lr": self.session.optimizer.param_groups[0]["lr"],
+            "images_per_s": self.throughput.images_per_s * world.size,
             "data_wait": self.throughput.data_wait,
         }
-        self.writer.write("train", self.step, **values)
+        self.writer.write("train", position.step, **values)
         log.info(
-            "epoch %.2f step %d loss %.3f top1 %.1f top5 %.1f lr %.4g images/s %.0f (%.0f a process) data wait %.0f%%",
-            values["epoch"], self.step, values["loss"], values["top1"], values["top5"], values["lr"],
-            values["images_per_s"], per_process, 100 * values["data_wait"],
-        )  # fmt: skip
+            f"epoch {values['epoch']:.2f} step {position.step} loss {values['loss']:.3f} "
+            f"top1 {values['top1']:.1f} top5 {values['top5']:.1f} lr {values['lr']:.4g} "
+            f"images/s {values['images_per_s']:.0f} ({self.throughput.images_per_s:.0f} a process) "
+            f"data wait {values['data_wait']:.0%}"
+        )
 
-    def _evaluate_and_log(self) -> None:
-        if self.validation is None:
+    def evaluate(self) -> None:
+        """Evaluate, if there are validation images, and log the result."""
+        if self.session.validation is None:
             return
-        result = self.last_evaluation = self.evaluate()
-        if self.world.is_main and self.writer is not None:
-            self.writer.write("eval", self.step, epoch=self.epoch, **result)
+        self.evaluation = result = self.session.evaluate()
+        if self.writer is not None:
+            position = self.session.position
+            self.writer.write("eval", position.step, epoch=position.epoch, **result)
             log.info(
-                "epoch %d evaluated %d images: loss %.3f top1 %.2f top5 %.2f",
-                self.epoch, result["images"], result["loss"], result["top1"], result["top5"],
-            )  # fmt: skip
+                f"epoch {position.epoch} evaluated {result['images']} images: loss {result['loss']:.3f} "
+                f"top1 {result['top1']:.2f} top5 {result['top5']:.2f}"
+            )
 
-    def _finish(self) -> dict[str, Any]:
-        result = self._result(self.throughput.images_per_s * self.world.size, str(self.run_dir))
-        if self.world.is_main and self.writer is not None:
-            self.writer.close()
-            plot_curves([self.run_dir], self.run_dir / "curves.png")
+    def save(self) -> None:
+        """Write a checkpoint. A collective call."""
+        state = self.session.state()
+        if self.is_main:
+            checkpoint.save(self.directory, self.session.position.step, state, self.config.keep_checkpoints)
+
+    def finish(self) -> dict[str, Any]:
+        """Write the curves and the result."""
+        images_per_s = self.throughput.images_per_s * self.session.world.size
+        seconds = time.perf_counter() - self.started
+        result = result_line(self.evaluation, images_per_s, seconds, self.loader_name, self.directory)
+        if self.is_main:
+            plot_curves([self.directory], self.directory / "curves.png")
             log.info("images/s: %s", THROUGHPUT_DEFINITION)
-            with complete_or_absent(self.run_dir / "result.json") as file:
+            with complete_or_absent(self.directory / "result.json") as file:
                 json.dump(result, file, indent=1)
         return result
-
-    def _result(self, images_per_s: float, run_dir: str) -> dict[str, Any]:
-        last = self.last_evaluation
-        return {
-            "top1": last.get("top1"),
-            "top5": last.get("top5"),
-            "evaluated": last.get("images", 0),
-            "loss": last.get("loss"),
-            "images_per_s": round(images_per_s, 1),
-            "seconds": round(time.perf_counter() - self.started, 1),
-            "loader": self.loader_name,
-            "run_dir": run_dir,
-        }

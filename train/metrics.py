@@ -62,6 +62,7 @@ class Throughput:
     def __init__(self) -> None:
         self._steps = 0
         self.images, self.seconds, self.waited = 0, 0.0, 0.0
+        self._warmup_images_per_s = 0.0
         self._mark: float | None = None
 
     def resume(self) -> None:
@@ -92,7 +93,8 @@ class Throughput:
         return self._steps == WARMUP_STEPS
 
     def restart(self) -> None:
-        """Forget the warm-up."""
+        """Leave the warm-up behind."""
+        self._warmup_images_per_s = self.images_per_s
         self.images, self.seconds, self.waited = 0, 0.0, 0.0
         self.resume()
 
@@ -104,8 +106,10 @@ class Throughput:
 
     @property
     def images_per_s(self) -> float:
-        """Of this process."""
-        return self.images / self.elapsed if self.elapsed else 0.0
+        """Of this process; a run without a step after the warm-up has only that to show."""
+        if self.images == 0 or self.elapsed == 0:
+            return self._warmup_images_per_s
+        return self.images / self.elapsed
 
     @property
     def data_wait(self) -> float:

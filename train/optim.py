@@ -1,8 +1,10 @@
 """Optimiser and schedule."""
 
+import math
+
 from torch import nn
 from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
+from torch.optim.lr_scheduler import LambdaLR
 
 import models
 from train.config import TrainConfig
@@ -27,12 +29,18 @@ def build_optimizer(config: TrainConfig, model: nn.Module, global_batch: int) ->
     )
 
 
-def build_scheduler(config: TrainConfig, optimizer: Optimizer, steps_per_epoch: int) -> LRScheduler:
-    """Linear warm-up, then cosine to zero; it steps with the optimiser."""
+def build_scheduler(config: TrainConfig, optimizer: Optimizer, steps_per_epoch: int) -> LambdaLR:
+    """Linear warm-up, then cosine to zero; it steps with the optimiser.
+
+    The rate is a function of the step alone, so a run that is resumed with more --epochs follows the longer
+    cosine from there on.
+    """
     total = config.epochs * steps_per_epoch
     warmup = min(round(config.warmup_epochs * steps_per_epoch), total // 2)
-    cosine = CosineAnnealingLR(optimizer, T_max=max(1, total - warmup))
-    if warmup == 0:
-        return cosine
-    linear = LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
-    return SequentialLR(optimizer, [linear, cosine], milestones=[warmup])
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
+
+    return LambdaLR(optimizer, factor)

@@ -77,7 +77,7 @@ class ShardWriter:
             self._open_shard()
         jpeg_at = self._offset + _BLOCK
         label_at = self._offset + len(members[0]) + _BLOCK
-        self._index.append(f"jpg {jpeg_at} {len(jpeg)} {key} cls {label_at} {len(str(label))} {key}\n")
+        self._index.append(f"jpg {jpeg_at} {len(jpeg)} {key}.jpg cls {label_at} {len(str(label))} {key}.cls\n")
         for member in members:
             self._write(member)
         self._position += 1
@@ -192,11 +192,11 @@ def _read_index(path: Path, shard: ShardInfo) -> np.ndarray:
     try:
         lines = index_path.read_text("ascii").splitlines()
         table = np.array([_index_row(line) for line in lines[1:]], np.int64).reshape(-1, 4)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, OverflowError) as error:
         raise InputError(f"{index_path}: cannot be read ({error}); convert again") from None
     if lines[:1] != [f"{INDEX_VERSION} {shard.samples}"] or len(table) != shard.samples:
         raise InputError(f"{index_path}: does not list the {shard.samples} samples of its shard; convert again")
-    fits = (table >= 0).all() and (table[:, [0, 2]] + table[:, [1, 3]] <= shard.bytes).all()
+    fits = (table >= 0).all() and (table[:, [1, 3]] <= shard.bytes - table[:, [0, 2]]).all()
     if not fits or (table[:, [0, 2]] < _BLOCK).any() or (table[:, 3] > _LARGEST_LABEL_FILE).any():
         raise InputError(f"{index_path}: points outside its shard; convert again")
     return table

@@ -2,8 +2,12 @@
 
 A pipeline is built for each epoch (15 ms on CPU): its resolution is fixed when it is built, and an epoch that
 is left in the middle leaves nothing behind in its queues.
+
+DALI stops at an image that cannot be decoded at all, without saying which: the reference decoder finds it. What
+libjpeg only warns of (missing or altered image data) DALI decodes as far as it goes and does not report.
 """
 
+from collections import deque
 from collections.abc import Generator, Iterator
 from typing import Any
 
@@ -13,12 +17,15 @@ from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.pipeline import Pipeline
 
 from pipeline.contract import Batch, Loader, LoaderSpec
+from pipeline.decode import decode
 from pipeline.errors import InputError
 from pipeline.jpeg.headers import JpegError, read_header
 from pipeline.plan import Indices
 from pipeline.transfer import to_device
 
 READS = ("webdataset", "folder", "ffcv")
+PREFETCH = 2  # batches
+NOTICES_ALTERED_DATA = False
 MAX_DIFFERENCE = 40
 """DALI's decode is exact, and its resize within 1/255 but for the crop's outermost pixels: there it repeats the
 edge, where PyTorch leaves the missing pixels out of the average. Up to 18/255 seen on photographs."""
@@ -29,12 +36,14 @@ class _Source:
 
     def __init__(self, spec: LoaderSpec, epoch: int, batches: Iterator[Indices]) -> None:
         self._spec, self._epoch, self._batches = spec, epoch, batches
+        self.recent: deque[Indices] = deque(maxlen=2 + PREFETCH)  # one may hold what DALI stopped at
 
     def __iter__(self) -> "_Source":
         return self
 
     def __next__(self) -> tuple[list[np.ndarray], ...]:
-        rows = [self._sample(index) for index in next(self._batches).tolist()]
+        self.recent.append(next(self._batches))
+        rows = [self._sample(index) for index in self.recent[-1].tolist()]
         return tuple(list(column) for column in zip(*rows, strict=True))
 
     def _sample(self, index: int) -> tuple[np.ndarray, ...]:
@@ -84,27 +93,32 @@ class DaliLoader:
         if start_batch >= self.batches_per_epoch:
             return iter(())
         spec, on_gpu = self._spec, self._spec.device.type != "cpu"
+        source = _Source(spec, epoch, self._plan.batches(epoch, start_batch))
         self._pipeline = image_pipeline(
-            _Source(spec, epoch, self._plan.batches(epoch, start_batch)),
+            source,
             resolution,
             on_gpu,
             batch_size=spec.batch_size,
             num_threads=max(1, spec.workers),
             device_id=spec.device.index or 0 if on_gpu else None,
-            prefetch_queue_depth=2,
+            prefetch_queue_depth=PREFETCH,
         )
         self._pipeline.build()
-        return to_device(self._batches(self._pipeline), spec)
+        return to_device(self._batches(self._pipeline, source), spec)
 
     def close(self) -> None:
         self._pipeline = None  # its last reference: DALI ends the threads
 
-    def _batches(self, pipeline: Pipeline) -> Generator[Batch, None, None]:
+    def _batches(self, pipeline: Pipeline, source: _Source) -> Generator[Batch, None, None]:
         while True:
             try:
                 images, numbers = pipeline.run()
             except StopIteration:
                 return
+            except RuntimeError:
+                for index in np.concatenate(source.recent).tolist():
+                    decode(self._samples, index, self._samples[index].jpeg)  # names the bad one
+                raise
             pairs = torch.from_dlpack(numbers.as_tensor())
             yield Batch(torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2), pairs[:, 0], pairs[:, 1])
 

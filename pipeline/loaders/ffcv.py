@@ -5,6 +5,7 @@ image decoder takes the crop from the plan, decodes with TurboJPEG's accurate DC
 flips, in one pass per image; FFCV's own decoders draw crops that no seed reaches and resize with INTER_AREA.
 """
 
+import contextlib
 import queue
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
@@ -17,13 +18,17 @@ from numba import njit, prange
 _torch_threads = torch.get_num_threads()  # importing FFCV sets it to 1
 
 import ffcv._libffcv  # noqa: E402
+import ffcv.loader.loader  # noqa: E402
 from ffcv.fields import IntField, RGBImageField  # noqa: E402
 from ffcv.loader import Loader as FfcvPackageLoader  # noqa: E402
 from ffcv.loader.epoch_iterator import EpochIterator  # noqa: E402
+from ffcv.memory_managers import OSCacheManager  # noqa: E402
+from ffcv.memory_managers.os_cache import OSCacheContext  # noqa: E402
 from ffcv.pipeline.allocation_query import AllocationQuery  # noqa: E402
 from ffcv.pipeline.compiler import Compiler  # noqa: E402
 from ffcv.pipeline.operation import Operation  # noqa: E402
 from ffcv.pipeline.state import State  # noqa: E402
+from ffcv.reader import Reader  # noqa: E402
 from ffcv.transforms import ToTensor  # noqa: E402
 from ffcv.traversal_order.base import TraversalOrder  # noqa: E402
 
@@ -69,7 +74,7 @@ def _load_image(decoder, jpeg, height, width, box, flip, out):  # type: ignore[n
 
 @njit(nogil=True, parallel=True)  # get_thread_id keeps numba from caching it: 2 to 4 s at every start
 def _load_batch(codes, images, sound, metadata, file, sizes, decoders, seed, training, policy):  # type: ignore[no-untyped-def]
-    """Fill `images` (uint8 [B, R, R, 3]) and `sound` (uint8 [B]) with the samples that `codes` names.
+    """Fill `images` (uint8 [B, R, R, 3]) and `sound` (bool [B]) with the samples that `codes` names.
 
     `policy` is (min area, max area, min ratio, max ratio, flip probability, centre share).
     """
@@ -100,7 +105,7 @@ class ImageDecoder(Operation):
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, tuple[AllocationQuery, AllocationQuery]]:
         shape, dtype = (self.resolution, self.resolution, 3), np.dtype(np.uint8)
         state = replace(previous_state, jit_mode=True, shape=shape, dtype=dtype)
-        return state, (AllocationQuery(shape, dtype), AllocationQuery((), dtype))
+        return state, (AllocationQuery(shape, dtype), AllocationQuery((), np.dtype(np.bool_)))
 
     def generate_code(self) -> Callable:
         decoders, seed, training = self._decoders, self._seed, self._policy.training
@@ -170,6 +175,30 @@ class StoredLabelField(IntField):
         return LabelDecoder
 
 
+class MappedFile(OSCacheManager):
+    """FFCV's memory-mapped file, without its tables of pages (seconds of Python for a million samples) and its
+    compiled reader, which ImageDecoder does not need: describing that reader's argument, FFCV turns numba's own
+    type for uint8 vectors into a read-only one, for every kernel in the process."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+        self.ptrs, self.sizes = (np.ascontiguousarray(reader.alloc_table[name]) for name in ("ptr", "size"))
+        self.context = OSCacheContext(self)
+
+    def compile_reader(self) -> None:
+        """Nothing reads through FFCV."""
+
+
+@contextlib.contextmanager
+def _files_mapped() -> Iterator[None]:
+    """FFCV's Loader makes its memory manager itself; inside this block it makes ours."""
+    ffcv.loader.loader.OSCacheManager = MappedFile
+    try:
+        yield
+    finally:
+        ffcv.loader.loader.OSCacheManager = OSCacheManager
+
+
 class PlanOrder(TraversalOrder):
     """The plan's order as FFCV takes it: an instance that FFCV calls with its loader."""
 
@@ -192,17 +221,18 @@ class FfcvLoader:
         self.batches_per_epoch = spec.plan.batches_per_epoch
         self._order, self._decoder = PlanOrder(spec.plan), ImageDecoder(spec.crop, spec.seed)
         self._iterator: EpochIterator | None = None
-        self._loader = FfcvPackageLoader(
-            str(spec.split.beton_path),
-            batch_size=spec.batch_size,
-            num_workers=max(1, spec.workers),
-            os_cache=True,
-            order=self._order,
-            seed=spec.seed,
-            pipelines={"image": [self._decoder, ToTensors()], "label": [LabelDecoder(), ToTensor()]},
-            custom_fields={"image": StoredImageField, "label": StoredLabelField},
-            drop_last=False,
-        )
+        with _files_mapped():
+            self._loader = FfcvPackageLoader(
+                str(spec.split.beton_path),
+                batch_size=spec.batch_size,
+                num_workers=max(1, spec.workers),
+                os_cache=True,
+                order=self._order,
+                seed=spec.seed,
+                pipelines={"image": [self._decoder, ToTensors()], "label": [LabelDecoder(), ToTensor()]},
+                custom_fields={"image": StoredImageField, "label": StoredLabelField},
+                drop_last=False,
+            )
 
     def epoch(self, epoch: int, resolution: int, start_batch: int = 0) -> Iterator[Batch]:
         self.close()
@@ -222,7 +252,7 @@ class FfcvLoader:
         for (images, sound), pairs in _results(iterator):
             batch = Batch(images.permute(0, 3, 1, 2), pairs[:, 0], pairs[:, 1])
             if not sound.all():
-                _judge(self._samples, batch.indices[sound == 0])
+                _judge(self._samples, batch.indices[~sound])
             yield batch
 
 

@@ -1,0 +1,57 @@
+"""Small real data for all tests: an ImageNet folder, and the dataset that the converter makes of it.
+
+Both live for the whole session; a test that changes files works on a copy.
+"""
+
+import shutil
+from pathlib import Path
+
+import hypothesis
+import pytest
+from images import varied_jpeg
+
+from tools.convert_imagenet import ConvertSettings, convert
+
+# Derandomised: a test run gives the same result as the last one of the same code.
+hypothesis.settings.register_profile("sluice", deadline=None, max_examples=40, derandomize=True)
+hypothesis.settings.load_profile("sluice")
+
+TRAIN_COUNTS = {"n00000001": 12, "n00000002": 10, "n00000003": 14, "n00000004": 11}
+VAL_COUNT = 19
+
+
+@pytest.fixture(scope="session")
+def imagenet_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ImageNet as people have it: train/ in class folders, val/ flat, val_labels.txt with one wnid a line.
+
+    4 classes of 10 to 14 images, 47 in all; 19 validation images. Grey, 4:4:4, 4:2:2 and 4:2:0, a few
+    progressive, with an EXIF orientation or with restart markers.
+    """
+    root = tmp_path_factory.mktemp("imagenet")
+    for wnid, count in TRAIN_COUNTS.items():
+        folder = root / "train" / wnid
+        folder.mkdir(parents=True)
+        for number in range(count):
+            (folder / f"{wnid}_{number * 37 + 5}.JPEG").write_bytes(varied_jpeg(number, seed=int(wnid[1:])))
+    (root / "val").mkdir()
+    for number in range(1, VAL_COUNT + 1):
+        (root / "val" / f"ILSVRC2012_val_{number:08d}.JPEG").write_bytes(varied_jpeg(number, seed=0))
+    wnids = list(TRAIN_COUNTS)
+    labels = [wnids[number * number % 7 % len(wnids)] for number in range(1, VAL_COUNT + 1)]
+    (root / "val_labels.txt").write_text("\n".join(labels) + "\n")
+    return root
+
+
+@pytest.fixture(scope="session")
+def dataset(imagenet_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`imagenet_folder` converted to both formats, in several shards."""
+    dst = tmp_path_factory.mktemp("converted") / "shards"
+    labels = imagenet_folder / "val_labels.txt"
+    convert(ConvertSettings(src=imagenet_folder, dst=dst, val_labels=labels, shard_size="100KB", workers=2))
+    return dst
+
+
+@pytest.fixture
+def dataset_copy(dataset: Path, tmp_path: Path) -> Path:
+    """A copy of `dataset` that a test may damage."""
+    return shutil.copytree(dataset, tmp_path / "copy")

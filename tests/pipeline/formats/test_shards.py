@@ -1,0 +1,326 @@
+"""WebDataset shards: what we write, read back by us, by the webdataset library and by DALI."""
+
+import contextlib
+import hashlib
+import io
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from hypothesis import given
+from hypothesis import strategies as st
+from images import files_in, varied_jpeg
+
+from pipeline.errors import InputError
+from pipeline.formats.samples import Sample
+from pipeline.formats.shards import ShardInfo, ShardSamples, ShardWriter, position_of_key, sample_key
+
+NUM_CLASSES = 12
+STEMS = [
+    "n01440764_10026",
+    "ILSVRC2012_val_00000017",
+    "with.dots.inside",
+    "with blanks and / slashes",
+    "Zürich_ünïcode_写真",
+    "x" * 300,
+    "",
+    "-rf",
+    "..",
+]
+JPEGS = [varied_jpeg(number, seed=7) for number in range(len(STEMS))]
+LABELS = [0, 11, 3, 3, 10, 1, 2, 9, 7]
+SHARD_BYTES = 40_000
+
+
+def write(dataset: Path, shard_bytes: int = SHARD_BYTES) -> tuple[ShardInfo, ...]:
+    writer = ShardWriter(dataset, "train", shard_bytes)
+    for stem, jpeg, label in zip(STEMS, JPEGS, LABELS, strict=True):
+        writer.add(stem, jpeg, label)
+    return tuple(writer.close())
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[ShardInfo, ...]]:
+    """A dataset directory and its shards; tests do not change it."""
+    dataset = tmp_path_factory.mktemp("shards")
+    return dataset, write(dataset)
+
+
+def read_all(samples: ShardSamples) -> list[Sample]:
+    return [samples[index] for index in range(len(samples))]
+
+
+def test_samples_are_read_back_by_position(written: tuple[Path, tuple[ShardInfo, ...]]) -> None:
+    samples = ShardSamples(*written, NUM_CLASSES)
+    assert read_all(samples) == list(map(Sample, JPEGS, LABELS))
+
+
+def test_webdataset_library_reads_the_shards(written: tuple[Path, tuple[ShardInfo, ...]]) -> None:
+    dataset, shards = written
+    urls = [str(dataset / shard.name) for shard in shards]
+    found = list(webdataset.WebDataset(urls, shardshuffle=False))
+    assert [sample["jpg"] for sample in found] == JPEGS
+    assert [int(sample["cls"]) for sample in found] == LABELS
+    assert [position_of_key(sample["__key__"]) for sample in found] == list(range(len(STEMS)))
+
+
+def test_webdataset_library_decodes_labels_to_integers(written: tuple[Path, tuple[ShardInfo, ...]]) -> None:
+    dataset, shards = written
+    urls = [str(dataset / shard.name) for shard in shards]
+    pairs = webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8").to_tuple("jpg", "cls")
+    assert [label for _, label in pairs] == LABELS
+
+
+def test_dali_reads_the_shards_with_our_indices(written: tuple[Path, tuple[ShardInfo, ...]]) -> None:
+    fn = pytest.importorskip("nvidia.dali.fn")
+    from nvidia.dali import pipeline_def
+
+    dataset, shards = written
+    paths = [dataset / shard.name for shard in shards]
+
+    @pipeline_def(batch_size=len(STEMS), num_threads=1, device_id=None)
+    def reader() -> tuple:
+        return tuple(
+            fn.readers.webdataset(
+                paths=list(map(str, paths)),
+                index_paths=[str(path.with_suffix(".idx")) for path in paths],
+                ext=["jpg", "cls"],
+                missing_component_behavior="error",
+            )
+        )
+
+    pipeline = reader()
+    pipeline.build()
+    jpegs, labels = pipeline.run()
+    assert [np.asarray(jpegs.at(row)).tobytes() for row in range(len(STEMS))] == JPEGS
+    assert [int(np.asarray(labels.at(row)).tobytes()) for row in range(len(STEMS))] == LABELS
+
+
+def test_indices_are_what_dalis_wds2idx_makes(written: tuple[Path, tuple[ShardInfo, ...]], tmp_path: Path) -> None:
+    wds2idx = pytest.importorskip("wds2idx")
+    dataset, shards = written
+    for shard in shards:
+        path = dataset / shard.name
+        with wds2idx.IndexCreator(str(path), str(tmp_path / "theirs.idx"), verbose=False) as creator:
+            creator.create_index()
+        assert path.with_suffix(".idx").read_text() == (tmp_path / "theirs.idx").read_text()
+
+
+def test_members_are_a_piece_of_a_tar_stream(written: tuple[Path, tuple[ShardInfo, ...]]) -> None:
+    """Joined in any order they are a tar archive again."""
+    samples = ShardSamples(*written, NUM_CLASSES)
+    chosen = [7, 0, 3]
+    with tarfile.open(fileobj=io.BytesIO(b"".join(map(samples.read_members, chosen)))) as archive:
+        names = archive.getnames()
+        contents = [archive.extractfile(name).read() for name in names]
+    assert names == [sample_key(i, STEMS[i]) + suffix for i in chosen for suffix in (".jpg", ".cls")]
+    assert contents == [data for i in chosen for data in (JPEGS[i], str(LABELS[i]).encode())]
+
+
+def test_shards_are_as_recorded(written: tuple[Path, tuple[ShardInfo, ...]]) -> None:
+    dataset, shards = written
+    assert len(shards) > 2
+    assert [shard.name for shard in shards] == [f"webdataset/train-{n:06d}.tar" for n in range(len(shards))]
+    assert sum(shard.samples for shard in shards) == len(STEMS)
+    for shard in shards:
+        data = (dataset / shard.name).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (shard.bytes, shard.sha256)
+
+
+@pytest.mark.parametrize("shard_bytes", [25_000, 40_000, 80_000])
+def test_shards_stay_below_the_limit_and_none_could_take_the_next_sample(tmp_path: Path, shard_bytes: int) -> None:
+    shards = write(tmp_path, shard_bytes)
+    samples = ShardSamples(tmp_path, shards, NUM_CLASSES)
+    firsts = np.cumsum([shard.samples for shard in shards])[:-1].tolist()
+    assert all(shard.bytes <= shard_bytes for shard in shards)
+    for shard, first in zip(shards, firsts, strict=False):
+        assert shard.bytes + len(samples.read_members(first)) > shard_bytes
+
+
+def test_sample_above_the_limit_has_a_shard_of_its_own(tmp_path: Path) -> None:
+    shards = write(tmp_path, shard_bytes=1)
+    assert [shard.samples for shard in shards] == [1] * len(STEMS)
+    assert read_all(ShardSamples(tmp_path, shards, NUM_CLASSES)) == list(map(Sample, JPEGS, LABELS))
+
+
+def test_same_samples_give_the_same_bytes(written: tuple[Path, tuple[ShardInfo, ...]], tmp_path: Path) -> None:
+    assert write(tmp_path) == written[1]
+    assert files_in(tmp_path) == files_in(written[0])
+
+
+@given(position=st.integers(0, 10**8), stem=st.text(max_size=80))
+def test_key_holds_its_position_and_nothing_that_a_reader_splits_at(position: int, stem: str) -> None:
+    key = sample_key(position, stem)
+    assert position_of_key(key) == position
+    assert key.isascii()
+    assert not set(key) & set("./\\ \n\0")
+
+
+@pytest.mark.parametrize("key", ["n01440764_10026", "", "cat"])
+def test_foreign_key_has_no_position(key: str) -> None:
+    with pytest.raises(ValueError, match="invalid literal"):
+        position_of_key(key)
+
+
+def test_no_shard_has_its_name_before_it_is_complete(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path, "train", 1 << 30)
+    writer.add(STEMS[0], JPEGS[0], 0)
+    assert not list(tmp_path.glob("webdataset/[!.]*"))
+    writer.close()
+    assert sorted(path.name for path in tmp_path.glob("webdataset/*")) == ["train-000000.idx", "train-000000.tar"]
+
+
+def test_abort_leaves_nothing_of_the_shard_in_work(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path, "train", 1 << 30)
+    writer.add(STEMS[0], JPEGS[0], 0)
+    writer.abort()
+    assert not files_in(tmp_path)
+
+
+def test_no_sample_gives_no_shard(tmp_path: Path) -> None:
+    assert ShardWriter(tmp_path, "train", SHARD_BYTES).close() == []
+    assert not files_in(tmp_path)
+
+
+@pytest.fixture
+def one_shard(tmp_path: Path) -> tuple[Path, ShardInfo]:
+    """A dataset directory with one shard that a test may damage."""
+    (shard,) = write(tmp_path, 1 << 30)
+    return tmp_path, shard
+
+
+def test_truncated_shard_is_named_when_its_sample_is_read(one_shard: tuple[Path, ShardInfo]) -> None:
+    dataset, shard = one_shard
+    samples = ShardSamples(dataset, (shard,), NUM_CLASSES)
+    os.truncate(dataset / shard.name, shard.bytes // 2)
+    assert samples[0].jpeg == JPEGS[0]
+    with pytest.raises(InputError, match=r"train-000000\.tar sample 8: the shard is truncated"):
+        samples[8]
+
+
+def test_shard_that_disappeared_is_named(one_shard: tuple[Path, ShardInfo]) -> None:
+    dataset, shard = one_shard
+    samples = ShardSamples(dataset, (shard,), NUM_CLASSES)
+    (dataset / shard.name).unlink()
+    with pytest.raises(InputError, match=r"train-000000\.tar sample 0: No such file"):
+        samples[0]
+
+
+@pytest.mark.parametrize("text", [b"12", b"-1", b"", b"cat", b"\xb2", b"1 ", b"0x1"])
+def test_label_outside_the_classes_is_refused(written: tuple[Path, tuple[ShardInfo, ...]], text: bytes) -> None:
+    samples = ShardSamples(*written, NUM_CLASSES)
+    with pytest.raises(InputError, match=r"train-000000\.tar sample 0: the label .* is none of 12 classes"):
+        samples.label(text, 0)
+
+
+@contextlib.contextmanager
+def altered_index(one_shard: tuple[Path, ShardInfo], text: bytes) -> Iterator[None]:
+    path = (one_shard[0] / one_shard[1].name).with_suffix(".idx")
+    before = path.read_bytes()
+    path.write_bytes(text)
+    try:
+        yield
+    finally:
+        path.write_bytes(before)
+
+
+def index_of(one_shard: tuple[Path, ShardInfo]) -> str:
+    return (one_shard[0] / one_shard[1].name).with_suffix(".idx").read_text()
+
+
+BAD_INDICES = {
+    "empty": lambda text: "",
+    "another version": lambda text: text.replace("v1.2", "v1.1"),
+    "one line less": lambda text: text.rpartition("jpg")[0],
+    "a line twice": lambda text: text + text.splitlines()[1] + "\n",
+    "no label": lambda text: text.replace("cls", "txt", 1),
+    "a word for a number": lambda text: text.replace("jpg 512", "jpg much"),
+    "before the shard": lambda text: text.replace("jpg 512", "jpg -512"),
+    "in the first header": lambda text: text.replace("jpg 512", "jpg 511"),
+    "behind the shard": lambda text: text.replace("jpg 512", "jpg 5120000"),
+    "more than 64 bit": lambda text: text.replace("jpg 512", f"jpg {1 << 70}"),
+    "a sum of more than 64 bit": lambda text: re.sub(r"jpg 512 \d+", f"jpg 512 {(1 << 63) - 1}", text),
+    "not ASCII": lambda text: text.replace("jpg", "jpü", 1),
+}
+
+
+@pytest.mark.parametrize("alter", BAD_INDICES.values(), ids=BAD_INDICES.keys())
+def test_altered_index_is_named(one_shard: tuple[Path, ShardInfo], alter) -> None:
+    dataset, shard = one_shard
+    altered = alter(index_of(one_shard))
+    assert altered != index_of(one_shard)
+    with (
+        altered_index(one_shard, altered.encode()),
+        pytest.raises(InputError, match=r"train-000000\.idx: .*convert again"),
+    ):
+        ShardSamples(dataset, (shard,), NUM_CLASSES)
+
+
+def test_missing_index_is_named(one_shard: tuple[Path, ShardInfo]) -> None:
+    dataset, shard = one_shard
+    (dataset / shard.name).with_suffix(".idx").unlink()
+    with pytest.raises(InputError, match=r"train-000000\.idx: cannot be read"):
+        ShardSamples(dataset, (shard,), NUM_CLASSES)
+
+
+def test_index_of_another_shard_is_refused(one_shard: tuple[Path, ShardInfo]) -> None:
+    dataset, shard = one_shard
+    with pytest.raises(InputError, match="does not list the 8 samples of its shard"):
+        ShardSamples(dataset, (replace(shard, samples=8),), NUM_CLASSES)
+
+
+@pytest.fixture(scope="module")
+def fuzzed_shard(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ShardInfo]:
+    dataset = tmp_path_factory.mktemp("fuzzed")
+    (shard,) = write(dataset, 1 << 30)
+    return dataset, shard
+
+
+numbers = st.one_of(
+    st.integers(-2, 1 << 17),
+    st.sampled_from([(1 << e) + d for e in (31, 32, 62, 63, 64, 70) for d in (-512, -1, 0, 1)]),
+)
+words = st.one_of(st.text(max_size=5), st.sampled_from(["jpg", "cls", "", "nan", "1e3", "-0", "٣", "1_0", "\0"]))
+
+
+def assert_read_or_refused(shard: tuple[Path, ShardInfo], index: str) -> None:
+    """With this index, samples and InputErrors are all that may come out."""
+    dataset, info = shard
+    with altered_index(shard, index.encode()), contextlib.suppress(InputError):
+        samples = ShardSamples(dataset, (info,), NUM_CLASSES)
+        for position in range(len(samples)):
+            with contextlib.suppress(InputError):
+                assert 0 <= samples[position].label < NUM_CLASSES
+
+
+@given(st.dictionaries(st.integers(0, 4 * len(STEMS) - 1), numbers, min_size=1, max_size=4))
+def test_fuzzed_numbers_in_an_index_give_samples_or_an_input_error(
+    fuzzed_shard: tuple[Path, ShardInfo], changes: dict[int, int]
+) -> None:
+    places = iter(range(4 * len(STEMS)))
+
+    def change(number: re.Match[str]) -> str:
+        return f" {changes.get(next(places), number[0])}"
+
+    assert_read_or_refused(fuzzed_shard, re.sub(r" \d+(?= )", change, index_of(fuzzed_shard)))
+
+
+@given(st.dictionaries(st.integers(0, 60), words, min_size=1, max_size=4))
+def test_fuzzed_words_in_an_index_give_samples_or_an_input_error(
+    fuzzed_shard: tuple[Path, ShardInfo], changes: dict[int, str]
+) -> None:
+    old = index_of(fuzzed_shard).split(" ")
+    assert_read_or_refused(fuzzed_shard, " ".join(changes.get(at, word) for at, word in enumerate(old)))
+
+
+@given(text=st.binary(max_size=300))
+def test_random_bytes_for_an_index_give_an_input_error(fuzzed_shard: tuple[Path, ShardInfo], text: bytes) -> None:
+    dataset, shard = fuzzed_shard
+    with altered_index(fuzzed_shard, text), pytest.raises(InputError):
+        ShardSamples(dataset, (shard,), NUM_CLASSES)

@@ -1,0 +1,109 @@
+"""The fused resize against torchvision's."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from images import photograph
+from torchvision.transforms.v2 import functional
+
+from pipeline.resize import resize_crop
+
+Box = tuple[int, int, int, int]
+
+
+def expected(image: np.ndarray, box: Box, flip: bool, size: tuple[int, int]) -> np.ndarray:
+    top, left, height, width = box
+    crop = torch.from_numpy(image).permute(2, 0, 1)[:, top : top + height, left : left + width]
+    resized = functional.resize(crop, list(size), antialias=True)
+    return (functional.horizontal_flip(resized) if flip else resized).permute(1, 2, 0).numpy()
+
+
+def resized(image: np.ndarray, box: Box, flip: bool, size: tuple[int, int]) -> np.ndarray:
+    out = np.empty((*size, 3), np.uint8)
+    resize_crop(image, *box, flip, out)
+    return out
+
+
+def difference(image: np.ndarray, box: Box, flip: bool, size: tuple[int, int]) -> int:
+    """The largest at any pixel, in steps of 1/255."""
+    ours = resized(image, box, flip, size).astype(np.int64)
+    return int(np.abs(ours - expected(image, box, flip, size)).max())
+
+
+def noise(height: int, width: int, seed: int, extreme: bool) -> np.ndarray:
+    """Independent pixels: the worst case for rounding. `extreme` ones are all 0 or 255."""
+    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    return np.where(values < 128, 0, 255).astype(np.uint8) if extreme else values
+
+
+@st.composite
+def boxes(draw: st.DrawFn, largest: int = 400) -> tuple[int, int, Box]:
+    """(image height, image width, a crop inside it)"""
+    height, width = draw(st.integers(1, largest)), draw(st.integers(1, largest))
+    crop_height, crop_width = draw(st.integers(1, height)), draw(st.integers(1, width))
+    top, left = draw(st.integers(0, height - crop_height)), draw(st.integers(0, width - crop_width))
+    return height, width, (top, left, crop_height, crop_width)
+
+
+@settings(max_examples=150)
+@given(
+    boxes(),
+    st.booleans(),
+    st.tuples(st.integers(1, 256), st.integers(1, 256)),
+    st.integers(0, 1 << 32),
+    st.booleans(),
+)
+def test_every_pixel_is_within_one_of_torchvisions(
+    size_and_box: tuple[int, int, Box], flip: bool, size: tuple[int, int], seed: int, extreme: bool
+) -> None:
+    height, width, box = size_and_box
+    assert difference(noise(height, width, seed, extreme), box, flip, size) <= 1
+
+
+@pytest.mark.parametrize(
+    ("box", "size"),
+    [
+        ((0, 0, 500, 400), (224, 224)),
+        ((17, 33, 301, 222), (160, 160)),
+        ((100, 50, 60, 80), (224, 224)),
+        ((250, 200, 1, 1), (64, 64)),
+        ((3, 5, 224, 224), (224, 224)),
+        ((0, 0, 500, 400), (1, 1)),
+        ((0, 399, 500, 1), (32, 48)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("flip", [False, True])
+def test_photographs_are_within_one_of_torchvisions(box: Box, size: tuple[int, int], flip: bool) -> None:
+    assert difference(photograph(500, 400, seed=1), box, flip, size) <= 1
+
+
+def test_a_large_image_is_within_one_of_torchvisions() -> None:
+    assert difference(noise(2000, 3001, 0, extreme=True), (1, 2, 1998, 2995), True, (64, 64)) <= 1
+
+
+def test_a_crop_at_its_own_size_is_copied() -> None:
+    image = noise(90, 70, 0, extreme=False)
+    assert (resized(image, (11, 7, 50, 40), False, (50, 40)) == image[11:61, 7:47]).all()
+
+
+def test_flip_mirrors_the_columns() -> None:
+    image, box, size = photograph(90, 71, seed=2), (4, 3, 80, 61), (33, 45)
+    assert (resized(image, box, True, size) == resized(image, box, False, size)[:, ::-1]).all()
+
+
+@pytest.mark.parametrize("value", [0, 1, 127, 128, 254, 255])
+def test_one_colour_stays_that_colour(value: int) -> None:
+    image = np.full((203, 307, 3), value, np.uint8)
+    for size in [(64, 64), (224, 224), (7, 300), (301, 5)]:
+        assert (resized(image, (3, 5, 197, 299), False, size) == value).all()
+
+
+def test_pixels_outside_the_crop_have_no_influence() -> None:
+    image = photograph(120, 130, seed=3)
+    outside = np.full_like(image, 255)
+    box = (20, 30, 70, 60)
+    outside[20:90, 30:90] = image[20:90, 30:90]
+    assert (resized(image, box, False, (32, 32)) == resized(outside, box, False, (32, 32))).all()

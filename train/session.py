@@ -1,0 +1,193 @@
+"""What a training process holds: its loaders, the model and what optimises it, and where in the run it is."""
+
+import contextlib
+import os
+import warnings
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import models
+from pipeline import loaders
+from pipeline.contract import Batch, CropPolicy, Loader, LoaderSpec
+from pipeline.dataset import Split, SplitInfo, open_split
+from train import optim
+from train.config import TrainConfig
+from train.device import AMP_DTYPES, DEVICE_TYPES
+from train.launch import World
+from train.metrics import Totals
+
+IMAGENET_SAMPLES = {"train": 1_281_167, "val": 50_000}
+IMAGENET_CLASSES = 1000
+
+
+def open_data(config: TrainConfig, name: str) -> Split:
+    """A split of --data. The synthetic loader reads nothing, so without --data it stands for ImageNet."""
+    if config.loader == "synthetic" and not config.data.exists():
+        info = SplitInfo(samples=IMAGENET_SAMPLES[name], bytes=0, image_mode="synthetic")
+        return Split(name, config.data, tuple(map(str, range(IMAGENET_CLASSES))), info)
+    return open_split(config.data, name)
+
+
+@dataclass
+class Position:
+    """Where a run is: `batch` batches of epoch `epoch` are done, `step` optimiser steps in all."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+
+
+class Session:
+    """One process of a run. Use as a context manager: leaving it closes the loaders."""
+
+    model: nn.Module
+    """uint8 images to logits, as the training step calls it (wrapped for several processes)."""
+    plain_model: models.Classifier
+    """The same without the wrapper, for evaluation."""
+    training: Loader
+    validation: Loader | None = None
+
+    def __init__(self, config: TrainConfig, world: World, device: torch.device) -> None:
+        self.config, self.world, self.device = config, world, device
+        self.card = models.card(config.model)
+        self.resolution = config.resolution or self.card.resolution
+        self.channels_last = config.channels_last and DEVICE_TYPES[device.type].channels_last
+        self.global_batch = config.batch_size * world.size
+        self.position = Position()
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._open.close()
+
+    # Building
+
+    def open_loader(self, loader_name: str, split: Split, training: bool) -> Loader:
+        """A loader of this rank over a split; it is closed with the session."""
+        config, world = self.config, self.world
+        cores = len(os.sched_getaffinity(0))
+        spec = LoaderSpec(
+            split=split,
+            batch_size=config.batch_size,
+            crop=CropPolicy(training=training, center_share=self.card.resolution / self.card.eval_resize),
+            seed=config.seed,
+            rank=world.rank,
+            world_size=world.size,
+            workers=max(1, cores // world.local_size) if config.workers is None else config.workers,
+            device=self.device,
+            channels_last=self.channels_last,
+        )
+        loader = loaders.create(loader_name, spec)
+        self._open.callback(loader.close)
+        return loader
+
+    def build_model(self, num_classes: int) -> None:
+        """Fresh weights, the same on every rank, on the device."""
+        torch.manual_seed(self.config.seed)
+        self.plain_model = models.create(self.config.model, num_classes).to(self.device)
+        if self.channels_last:
+            self.plain_model.to(memory_format=torch.channels_last)
+        self.model = self._wrapped() if self.world.size > 1 and not self.config.evaluate else self.plain_model
+        if self.config.compile:
+            self.plain_model.compile()
+            self.model.compile()
+        torch.manual_seed(self.config.seed + self.world.rank)  # dropout differs between ranks
+
+    def _wrapped(self) -> nn.Module:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch 2.15 renames the argument
+            # BatchNorm statistics are sent from rank 0 when they are used, not at every step.
+            return DistributedDataParallel(self.plain_model, broadcast_buffers=False)
+
+    def build_training(self, loader_name: str, split: Split) -> None:
+        """The training loader, the model and what optimises it."""
+        config = self.config
+        self.training = self.open_loader(loader_name, split, training=True)
+        self.build_model(len(split.classes))
+        self.optimizer = optim.build_optimizer(config, self.plain_model, self.global_batch)
+        self.scheduler = optim.build_scheduler(config, self.optimizer, self.training.batches_per_epoch)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
+        self.criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+
+    # Working
+
+    def train_step(self, batch: Batch) -> Tensor:
+        """Forward, backward, update. Returns the logits [B, classes]; nothing waits for the device."""
+        with self._autocast():
+            logits = self.model(batch.images)
+            loss = self.criterion(logits, batch.labels)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scheduler.step()
+        return logits
+
+    def evaluate(self) -> dict[str, float]:
+        """Every validation image exactly once over all ranks. Returns `Totals.result()`."""
+        assert self.validation is not None
+        self._broadcast_buffers()
+        self.plain_model.eval()
+        totals = Totals(self.device)
+        with torch.inference_mode(), self._autocast():
+            for batch in self.validation.epoch(0, self.resolution):
+                totals.add(self.plain_model(batch.images), batch.labels)
+        self.plain_model.train()
+        return totals.result()
+
+    def _autocast(self) -> torch.autocast:
+        dtype = AMP_DTYPES[self.config.amp]
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
+
+    def _broadcast_buffers(self) -> None:
+        """Rank 0's BatchNorm statistics to all, so that there is one model."""
+        if self.world.size > 1:
+            for buffer in self.plain_model.network.buffers():
+                dist.broadcast(buffer, 0)
+
+    # State
+
+    def state(self) -> dict[str, Any]:
+        """Everything a checkpoint holds. A collective call: the random state of every rank goes in."""
+        self._broadcast_buffers()
+        random_states: list[Any] = [self._random_state()]
+        if self.world.size > 1:
+            random_states = [None] * self.world.size
+            dist.all_gather_object(random_states, self._random_state())
+        return {
+            "model": self.plain_model.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": None,
+            "rng": random_states,
+            "position": asdict(self.position),
+            "config": self.config.as_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned; the weights are loaded already. Raises KeyError or ValueError."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.position = Position(**state["position"])
+        if len(state["rng"]) == self.world.size:
+            self._set_random_state(state["rng"][self.world.rank])
+
+    def _random_state(self) -> dict[str, Tensor]:
+        state = {"cpu": torch.get_rng_state()}
+        if self.device.type != "cpu":
+            state["device"] = torch.get_device_module(self.device).get_rng_state(self.device)
+        return state
+
+    def _set_random_state(self, state: dict[str, Tensor]) -> None:
+        torch.set_rng_state(state["cpu"])
+        if self.device.type != "cpu" and "device" in state:
+            torch.get_device_module(self.device).set_rng_state(state["device"], self.device)
