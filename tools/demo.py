@@ -87,7 +87,8 @@ def train(settings: DemoSettings, loader: str, shards: Path, run_dir: Path) -> d
         "--resolution": settings.resolution,
         "--batch-size": settings.batch_size,
         "--warmup-epochs": 1,
-        "--lr": 0.05,
+        "--lr": 0.02,
+        "--label-smoothing": 0.1,
         "--print-freq": 100,
         "--run-dir": run_dir,
     }

@@ -6,7 +6,7 @@ import io
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -143,6 +143,12 @@ def test_shards_stay_below_the_limit_and_none_could_take_the_next_sample(tmp_pat
         assert shard.bytes + len(samples.read_members(first)) > shard_bytes
 
 
+def test_shard_of_exactly_the_limit_is_allowed(tmp_path: Path) -> None:
+    first = write(tmp_path / "a")[0]
+    assert write(tmp_path / "b", first.bytes)[0] == first
+    assert write(tmp_path / "c", first.bytes - 1)[0].samples == first.samples - 1
+
+
 def test_sample_above_the_limit_has_a_shard_of_its_own(tmp_path: Path) -> None:
     shards = write(tmp_path, shard_bytes=1)
     assert [shard.samples for shard in shards] == [1] * len(STEMS)
@@ -234,7 +240,7 @@ def index_of(one_shard: tuple[Path, ShardInfo]) -> str:
     return (one_shard[0] / one_shard[1].name).with_suffix(".idx").read_text()
 
 
-BAD_INDICES = {
+BAD_INDICES: dict[str, Callable[[str], str]] = {
     "empty": lambda text: "",
     "another version": lambda text: text.replace("v1.2", "v1.1"),
     "one line less": lambda text: text.rpartition("jpg")[0],
@@ -246,12 +252,13 @@ BAD_INDICES = {
     "behind the shard": lambda text: text.replace("jpg 512", "jpg 5120000"),
     "more than 64 bit": lambda text: text.replace("jpg 512", f"jpg {1 << 70}"),
     "a sum of more than 64 bit": lambda text: re.sub(r"jpg 512 \d+", f"jpg 512 {(1 << 63) - 1}", text),
+    "a label of many bytes": lambda text: re.sub(r"(cls \d+) 1 ", r"\1 33 ", text),
     "not ASCII": lambda text: text.replace("jpg", "jpü", 1),
 }
 
 
 @pytest.mark.parametrize("alter", BAD_INDICES.values(), ids=BAD_INDICES.keys())
-def test_altered_index_is_named(one_shard: tuple[Path, ShardInfo], alter) -> None:
+def test_altered_index_is_named(one_shard: tuple[Path, ShardInfo], alter: Callable[[str], str]) -> None:
     dataset, shard = one_shard
     altered = alter(index_of(one_shard))
     assert altered != index_of(one_shard)

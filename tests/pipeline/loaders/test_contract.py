@@ -264,7 +264,7 @@ def test_folder_data_is_read_in_place(module: ModuleType, imagenet_folder: Path)
 
 
 def test_an_unknown_loader_lists_the_known_ones() -> None:
-    with pytest.raises(InputError, match="ffcv.*torch.*auto"):
+    with pytest.raises(InputError, match=r"ffcv.*torch.*auto"):
         loaders.load("bogus")
 
 
