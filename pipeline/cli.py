@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import json
 import logging
 import re
@@ -24,24 +25,35 @@ def parse(settings: type[Settings], argv: Sequence[str] | None = None) -> Settin
     Raises InputError with the first line of what tyro has to say about a wrong flag, and SystemExit(0) after
     `--help`.
     """
-    boxed = io.StringIO()
+    told, helped = _Captured(), _Captured()
     try:
-        with contextlib.redirect_stderr(boxed):
+        # tyro draws boxes by what sys.stdout is; captured, it is always the same box.
+        with contextlib.redirect_stderr(told), contextlib.redirect_stdout(helped):
             return tyro.cli(settings, args=argv)
     except SystemExit as stop:
         if stop.code in (None, 0):
+            encoding = sys.stdout.encoding or "utf-8"
+            print(helped.text().encode(encoding, "replace").decode(encoding))
             raise
-        raise InputError(f"{_unboxed(boxed.getvalue())} (see --help)") from None
+        raise InputError(f"{_unboxed(told.text())} (see --help)") from None
+
+
+class _Captured(io.TextIOWrapper):
+    """A UTF-8 text stream in memory."""
+
+    def __init__(self) -> None:
+        super().__init__(io.BytesIO(), encoding="utf-8", write_through=True)
+
+    def text(self) -> str:
+        """What was written."""
+        self.seek(0)
+        return self.read()
 
 
 def _unboxed(message: str) -> str:
     """The text of the error box that tyro draws, without the frame and the hints below the rule."""
     lines = [line.strip("│ ").strip() for line in message.splitlines() if line.startswith("│")]
-    told = []
-    for line in lines:
-        if line.startswith("──"):
-            break
-        told.append(line)
+    told = list(itertools.takewhile(lambda line: not line.startswith("──"), lines))
     return re.sub(r"^Error parsing (\w+: )?", "", " ".join(told)) or message.strip()
 
 

@@ -6,10 +6,10 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.errors import InputError
-from pipeline.formats.beton import BetonInfo, BetonSamples
+from pipeline.formats.beton import BetonInfo, BetonSamples, head_digest
 from pipeline.formats.files import complete_or_absent
 from pipeline.formats.folder import FolderSamples, list_class_folders, list_classes
 from pipeline.formats.samples import Samples
@@ -17,7 +17,8 @@ from pipeline.formats.shards import ShardInfo, ShardSamples
 
 FORMAT_VERSION = 1
 MANIFEST = "dataset.json"
-SPLITS = ("train", "val")
+
+Info = TypeVar("Info")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,21 +55,44 @@ class Manifest:
             if fields.pop("format") != FORMAT_VERSION:
                 raise InputError(f"{path}: another format version than {FORMAT_VERSION}; convert again")
             splits = {name: _split_info(split) for name, split in fields["splits"].items()}
-            return cls(classes=tuple(map(str, fields["classes"])), splits=splits)
+            return cls(classes=_classes(fields["classes"]), splits=splits)
         except InputError:
             raise
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"{path}: cannot be read ({error!r}); convert again") from None
 
 
+def _classes(names: Any) -> tuple[str, ...]:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("classes that are no list of names")
+    if not names or len(set(names)) != len(names):
+        raise ValueError("no classes, or one twice")
+    return tuple(names)
+
+
+def _checked(made: Info) -> Info:
+    """A dataclass as it came from JSON: its texts are texts, its numbers whole and not negative."""
+    for field in dataclasses.fields(made):  # type: ignore[arg-type]
+        value = getattr(made, field.name)
+        if field.type in (int, str) and type(value) is not field.type:
+            raise ValueError(f"{field.name} is {value!r}")
+        if field.type is int and value < 0:
+            raise ValueError(f"{field.name} is {value}")
+    return made
+
+
 def _split_info(fields: dict[str, Any]) -> SplitInfo:
-    shards = tuple(ShardInfo(**shard) for shard in fields.pop("shards"))
-    beton = BetonInfo(**fields["beton"]) if fields["beton"] else None
-    info = SplitInfo(**{**fields, "shards": shards, "beton": beton})
+    shards = tuple(_checked(ShardInfo(**shard)) for shard in fields["shards"])
+    beton = _checked(BetonInfo(**fields["beton"])) if fields["beton"] else None
+    info = _checked(SplitInfo(**{**fields, "shards": shards, "beton": beton}))
     names = [shard.name for shard in shards] + ([beton.name] if beton else [])
-    if not all(re.fullmatch(r"(webdataset|ffcv)/[\w-]+\.(tar|beton)", name) for name in names):
+    if len(set(names)) != len(names) or not all(
+        re.fullmatch(r"(webdataset|ffcv)/[\w-]+\.(tar|beton)", name) for name in names
+    ):
         raise ValueError("a file name that no conversion makes")
-    if info.samples < 1 or (shards and sum(shard.samples for shard in shards) != info.samples):
+    counts = {info.samples, *([sum(shard.samples for shard in shards)] if shards else [])}
+    counts |= {beton.samples} if beton else set()
+    if info.samples < 1 or len(counts) != 1:
         raise ValueError("sample counts that do not add up")
     return info
 
@@ -112,6 +136,8 @@ class Split:
         if len(samples) != self.info.samples:
             raise InputError(f"{self.beton_path}: {len(samples)} samples, not {self.info.samples}; convert again")
         _check_size(self.beton_path, self.info.beton.bytes)
+        if head_digest(self.beton_path, self.info.beton.head_bytes) != self.info.beton.head_sha256:
+            raise InputError(f"{self.beton_path}: altered since it was converted; convert again")
         return samples
 
     @property

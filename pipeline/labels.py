@@ -55,10 +55,13 @@ def label_images(
     index = {wnid: number for number, wnid in enumerate(classes)}
     listing = []
     by_number = isinstance(next(iter(labels)), int)
+    seen: dict[str | int, Path] = {}
     for image in images:
         key = _image_number(image) if by_number else image.name
         if key is None or key not in labels:
             raise InputError(f"{image}: no label for it in {labels_file}")
+        if seen.setdefault(key, image) is not image:
+            raise InputError(f"{image}: has the number of {seen[key].name}; remove the one that is not ImageNet's")
         wnid = labels[key]
         if wnid not in index:
             raise InputError(f"{labels_file}: {image.name} is of class {wnid}, which training lacks")

@@ -74,6 +74,7 @@ class Plan:
 
     def batches(self, epoch: int, start_batch: int = 0) -> Iterator[Indices]:
         """This rank's batches of dataset positions, from global batch `start_batch` on."""
+        assert start_batch >= 0
         order = self.order(epoch)
         for number in range(start_batch, self.batches_per_epoch):
             first = number * self.global_batch_size

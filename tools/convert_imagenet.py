@@ -4,7 +4,7 @@
 
 `--src` holds `train/<wnid>/*.JPEG` and `val/`, either in class folders too or flat with `--val-labels`. JPEG
 bytes are kept as they are; what no decoder reads alike (CMYK, PNG in disguise, 12 bit) is re-encoded once at
-quality 95 and listed in report.json. Every image is decoded once, so no bad one reaches training.
+quality 95 and listed in report.json. Every image is decoded once: one that cannot be stops the conversion.
 """
 
 import sys
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from pipeline.cli import run_command
@@ -42,6 +42,9 @@ from pipeline.labels import label_images, read_validation_labels
 log = logging.getLogger(__name__)
 
 REENCODE_QUALITY = 95
+# What PIL may open: formats it decodes itself. For PostScript, say, it would start a program.
+IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
+STATE = ".conversion"  # marks a target whose conversion has not finished
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 Listing = list[tuple[Path, int]]
@@ -115,6 +118,8 @@ def list_source(settings: ConvertSettings) -> tuple[list[str], dict[str, Listing
     if (settings.src / "val").is_dir():
         splits["val"] = list_validation(settings, classes)
     else:
+        if settings.val_labels:
+            raise InputError(f"--val-labels {settings.val_labels}: there is no {settings.src / 'val'}")
         log.info("%s: no val/, converting train only", settings.src)
     return classes, splits
 
@@ -122,11 +127,12 @@ def list_source(settings: ConvertSettings) -> tuple[list[str], dict[str, Listing
 def list_validation(settings: ConvertSettings, classes: list[str]) -> Listing:
     """The validation images with their classes, from class folders or from a flat folder and --val-labels."""
     folder = settings.src / "val"
-    if list_classes(folder):
+    images = list_images(folder)
+    # A stray folder beside flat images (what a NAS leaves, say) is passed over like any other stray file.
+    if any(name in classes or not images for name in list_classes(folder)):
         if settings.val_labels:
             raise InputError(f"--val-labels: not needed, {folder} is in class folders already; leave it out")
         return list_class_folders(folder, classes)
-    images = list_images(folder)
     if not images:
         raise InputError(f"{folder}: no images and no class folders")
     if settings.val_labels is None:
@@ -139,7 +145,7 @@ def check_image(path: Path, label: int) -> CheckedImage:
     """Read an image, decode it once, and re-encode it if decoders would differ. Raises InputError."""
     try:
         data = path.read_bytes()
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
             image.load()
             remark = _oddity(data, image)
             if remark:
@@ -147,6 +153,8 @@ def check_image(path: Path, label: int) -> CheckedImage:
         header = read_header(data)
     except JpegError as error:
         raise InputError(f"{path}: {error}; remove or replace it") from None
+    except UnidentifiedImageError:
+        raise InputError(f"{path}: not an image; remove or replace it") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: cannot be read as an image ({error}); remove or replace it") from None
     return CheckedImage(path, label, data, header.height, header.width, remark)
@@ -154,7 +162,7 @@ def check_image(path: Path, label: int) -> CheckedImage:
 
 def _oddity(data: bytes, image: Image.Image) -> str | None:
     """Why the bytes cannot be kept, or None."""
-    if image.format != "JPEG":
+    if image.format not in ("JPEG", "MPO"):  # MPO: a JPEG with more pictures behind it
         return f"a {image.format} file"
     header = read_header(data)
     if header.is_decodable_everywhere:
@@ -195,8 +203,8 @@ def convert_split(
     shards = ShardWriter(settings.dst, name, settings.shard_bytes) if "webdataset" in settings.format else None
     beton = None
     if "ffcv" in settings.format:
-        # Twice the largest: what is re-encoded can grow.
-        beton = BetonWriter(settings.dst, name, classes, len(listing), page_size_for(2 * largest))
+        # What is re-encoded can grow, noise in a small PNG more than twofold.
+        beton = BetonWriter(settings.dst, name, classes, len(listing), page_size_for(4 * largest))
     total = 0
     try:
         checked = in_order(lambda entry: check_image(*entry), listing, settings.workers)
@@ -226,14 +234,23 @@ def prepare_target(dst: Path) -> None:
     if dst.exists() and not dst.is_dir():
         raise InputError(f"--dst {dst}: is a file; choose a directory")
     dst.mkdir(parents=True, exist_ok=True)
-    remove_unfinished(dst)
+    if (dst / STATE).exists():
+        remove_unfinished(dst)
+    elif found := unfinished_files(dst):
+        raise InputError(f"--dst {dst}: holds {found[0].name}, not from an unfinished conversion; choose another")
+    (dst / STATE).touch()
+
+
+def unfinished_files(dst: Path) -> list[Path]:
+    """Files of the names that a conversion gives and that are not part of a finished one."""
+    ours = re.compile(r"\.?((train|val)-\d{6}\.(tar|idx)|(train|val)\.beton)(\.partial)?")
+    return [path for folder in ("webdataset", "ffcv") for path in (dst / folder).glob("*") if ours.fullmatch(path.name)]
 
 
 def remove_unfinished(dst: Path) -> None:
     """Remove what a conversion wrote that did not get to its dataset.json."""
-    for pattern in ("webdataset/*-[0-9]*.tar", "webdataset/*-[0-9]*.idx", "ffcv/*.beton", "*/.*.partial"):
-        for path in dst.glob(pattern):
-            path.unlink()
+    for path in [*unfinished_files(dst), dst / STATE]:
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -269,6 +286,7 @@ def convert(settings: ConvertSettings) -> dict[str, Any]:
         with complete_or_absent(settings.dst / "report.json") as file:
             json.dump(report, file, indent=1)
         Manifest(classes=tuple(classes), splits=infos).write(settings.dst)
+        (settings.dst / STATE).unlink()
     return {
         "train": infos["train"].samples,
         "val": infos["val"].samples if "val" in infos else 0,

@@ -16,14 +16,13 @@ not use, hold a digest of the class list.
 
 import hashlib
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.formats.files import discard, publish, temporary_path
+from pipeline.formats.files import discard, publish, read_extent, temporary_path
 from pipeline.formats.samples import Sample
 
 VERSION = 2
@@ -94,7 +93,7 @@ class BetonWriter:
     def add(self, jpeg: bytes, height: int, width: int, label: int) -> None:
         """Append one sample of `height` x `width` pixels (each below 65536)."""
         if len(jpeg) > self._page_size:
-            raise InputError(f"{self._path}: an image of {len(jpeg)} bytes does not fit a page of {self._page_size}")
+            raise InputError(f"an image of {len(jpeg)} bytes does not fit a page of {self._page_size}")
         if self._offset // self._page_size != (self._offset + len(jpeg) - 1) // self._page_size:
             self._write(bytes(-self._offset % self._page_size))
         self._metadata[self._count] = ((MODE_JPEG, width, height, self._offset), label)
@@ -144,6 +143,12 @@ class BetonWriter:
         return head.ljust(self._head_bytes, b"\0")
 
 
+def head_digest(path: Path, head_bytes: int) -> str:
+    """The SHA-256 of a file's first bytes, as BetonInfo.head_sha256 has it."""
+    with open(path, "rb") as file:
+        return hashlib.sha256(file.read(head_bytes)).hexdigest()
+
+
 class BetonSamples:
     """A split read from a `.beton` file by position.
 
@@ -189,7 +194,7 @@ class BetonSamples:
             and (images["data_ptr"] == at).all()
             and (at <= table_at).all()
             and (size <= table_at - at).all()
-            and (np.diff(at.astype(np.int64)) > 0).all()
+            and (at[:-1] + size[:-1] <= at[1:]).all()
             and (labels >= 0).all()
             and (labels < len(self._classes)).all()
         )
@@ -204,5 +209,5 @@ class BetonSamples:
 
     def __getitem__(self, index: int) -> Sample:
         _, at, size = self.allocation[index].tolist()
-        with open(self._path, "rb", buffering=0) as file:
-            return Sample(os.pread(file.fileno(), size, at), int(self.metadata["f1"][index]))
+        jpeg = read_extent(self._path, at, size, self.name(index))
+        return Sample(jpeg, int(self.metadata["f1"][index]))

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline.errors import InputError
+
 
 def temporary_path(path: Path) -> Path:
     """Where `path` is written until it is complete."""
@@ -29,6 +31,18 @@ def discard(file: IO[Any], path: Path) -> None:
     """Close `file` and remove what was written at temporary_path(path)."""
     file.close()
     temporary_path(path).unlink(missing_ok=True)
+
+
+def read_extent(path: Path, start: int, size: int, name: str) -> bytes:
+    """`size` bytes of a file from `start` on. Raises InputError, beginning with `name`, if they are not there."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            data = os.pread(file.fileno(), size, start)
+    except OSError as error:
+        raise InputError(f"{name}: {error.strerror}") from None
+    if len(data) != size:
+        raise InputError(f"{name}: truncated; convert again")
+    return data
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ The index, as DALI documents it for fn.readers.webdataset: a line `v1.2 SAMPLES`
 """
 
 import hashlib
-import os
 import re
 import tarfile
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import BinaryIO
 import numpy as np
 
 from pipeline.errors import InputError
-from pipeline.formats.files import complete_or_absent, discard, publish, temporary_path
+from pipeline.formats.files import complete_or_absent, discard, publish, read_extent, temporary_path
 from pipeline.formats.samples import Sample
 
 INDEX_VERSION = "v1.2"
@@ -164,13 +163,9 @@ class ShardSamples:
     def read_members(self, index: int) -> bytes:
         """The sample's members as they stand in the shard: a piece of a tar stream."""
         start, end = self.extent(index)
-        try:
-            with open(self.shard_of(index), "rb", buffering=0) as shard:
-                data = os.pread(shard.fileno(), end - start, start)
-        except OSError as error:
-            raise InputError(f"{self.name(index)}: {error.strerror}") from None
-        if len(data) != end - start:
-            raise InputError(f"{self.name(index)}: the shard is truncated; convert again")
+        data = read_extent(self.shard_of(index), start, end - start, self.name(index))
+        if not data.startswith(sample_key(index, "").encode()):
+            raise InputError(f"{self.name(index)}: the shard's index points to another sample; convert again")
         return data
 
     def __getitem__(self, index: int) -> Sample:

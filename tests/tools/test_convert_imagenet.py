@@ -21,7 +21,7 @@ from pipeline.cli import run_command
 from pipeline.dataset import Manifest, open_split
 from pipeline.jpeg.headers import read_header
 from tools import convert_imagenet
-from tools.convert_imagenet import ConvertSettings, convert
+from tools.convert_imagenet import STATE, ConvertSettings, convert
 
 SCRIPT = Path(convert_imagenet.__file__)
 COUNTS = {"train": 47, "val": 19}
@@ -404,8 +404,10 @@ def test_conversion_after_a_mended_image_gives_what_a_fresh_one_gives(src: Path,
 def test_conversion_after_a_killed_one_gives_what_a_fresh_one_gives(
     imagenet_folder: Path, dataset: Path, tmp_path: Path
 ) -> None:
-    """What a killed conversion leaves: finished shards, files in work, and no dataset.json."""
+    """What a killed conversion leaves: its mark, finished shards, files in work, and no dataset.json."""
     dst = tmp_path / "dst"
+    dst.mkdir()
+    (dst / STATE).touch()
     for name in ("webdataset/train-000000.tar", "webdataset/train-000000.idx", "webdataset/train-000017.tar"):
         (dst / name).parent.mkdir(parents=True, exist_ok=True)
         (dst / name).write_bytes(b"of an earlier conversion")

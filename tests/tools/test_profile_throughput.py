@@ -15,7 +15,7 @@ def test_each_loader_gets_three_rates_and_a_verdict(dataset: Path, capsys: pytes
     assert run_command(profile, ProfileSettings, flags) == 0
     output = capsys.readouterr()
     rows = json.loads(output.out.splitlines()[-1])["result"]["loaders"]
-    assert [row["loader"] for row in rows][0] == "torch"
+    assert rows[0]["loader"] == "torch"
     for row in rows:
         assert min(row[f"{what}_images_per_s"] for what in ("loader", "model", "train")) > 0
         assert row["limited_by"] in ("data", "compute", "shared cores", "undecided")

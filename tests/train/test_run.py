@@ -108,7 +108,8 @@ def test_a_torchrun_environment_is_adopted(dataset: Path, tmp_path: Path) -> Non
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    common = ["--data", dataset, *SMALL, "--model", "alexnet", "--resolution", 64, "--epochs", 2, "--loader", "ffcv"]
+    # A network with dropout, so that the random state counts.
+    common = ["--data", dataset, *SMALL, "--model", "torchvision/squeezenet1_1", "--epochs", 2, "--loader", "ffcv"]
     common += ["--checkpoint-every", 4, "--keep-checkpoints", 10]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(*common, "--run-dir", whole, capsys=capsys)
@@ -135,12 +136,11 @@ def test_mixed_precision_and_memory_format_train(
 def test_a_compiled_model_trains_and_evaluates_alike(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    results = [
-        train("--data", dataset, *SMALL, "--epochs", 1, "--loader", "torch", "--run-dir", tmp_path / name, *flags,
-              capsys=capsys)
-        for name, flags in (("eager", []), ("compiled", ["--compile"]))
-    ]  # fmt: skip
-    assert results[1]["loss"] == pytest.approx(results[0]["loss"], rel=0.05)
+    run_dir = tmp_path / "run"
+    common = ["--data", dataset, *SMALL, "--loader", "torch"]
+    trained = train(*common, "--compile", "--epochs", 1, "--run-dir", run_dir, capsys=capsys)
+    evaluated = train(*common, "--evaluate", run_dir / "checkpoints" / "step-00000011.pt", capsys=capsys)
+    assert evaluated["loss"] == pytest.approx(trained["loss"], rel=1e-4)
 
 
 def test_evaluate_gives_what_training_saw(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,10 +151,8 @@ def test_evaluate_gives_what_training_saw(dataset: Path, tmp_path: Path, capsys:
     evaluated = train(*common, "--evaluate", checkpoint, capsys=capsys)
     for key in ("top1", "top5", "evaluated", "loss"):
         assert evaluated[key] == trained[key]
-    for nproc, batch_size in ((2, 3), (3, 7)):
-        words = ["--evaluate", checkpoint, "--nproc", nproc, "--batch-size", batch_size]
-        spread = result_of(start(*common, *words))
-        assert (spread["top1"], spread["evaluated"]) == (trained["top1"], 19)
+    spread = result_of(start(*common, "--evaluate", checkpoint, "--nproc", 3, "--batch-size", 7))
+    assert (spread["top1"], spread["evaluated"]) == (trained["top1"], 19)
 
 
 def test_synthetic_needs_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
