@@ -6,7 +6,8 @@ the loader, the worker, the world size or a restart. The functions here are comp
 whether Python calls them or another compiled kernel does.
 
 The 128-bit counter is (sample, epoch, draw), the 64-bit key is the seed. A draw gives four 32-bit words:
-draws 0 to 9 are the ten tries of RandomResizedCrop, FLIP_DRAW decides the flip, ORDER_DRAW sorts the epoch.
+draws 0 to 9 are the ten tries of RandomResizedCrop, FLIP_DRAW decides the flip, ORDER_DRAW sorts the epoch, and
+SHARD_DRAW and BUFFER_DRAW are for streams.
 """
 
 import math
@@ -17,6 +18,7 @@ from numba import njit
 FLIP_DRAW = 16
 ORDER_DRAW = 17
 SHARD_DRAW = 18
+BUFFER_DRAW = 19
 
 _MULTIPLIER_0 = np.uint64(0xD2511F53)
 _MULTIPLIER_1 = np.uint64(0xCD9E8D57)
@@ -127,3 +129,29 @@ def random_keys(count, seed, epoch, draw):  # type: ignore[no-untyped-def]
         w0, w1, _, _ = random_words(seed, epoch, position, draw)
         keys[position] = (w0 << _SHIFT_32) | w1
     return keys
+
+
+@njit(cache=True, nogil=True)
+def bounded_shuffle(sequence, capacity, seed, epoch):  # type: ignore[no-untyped-def]
+    """Shuffle int64 [N] as a reader with a buffer of `capacity` can: it fills the buffer, then gives a random one
+    of its samples for each that comes in. A sample is given at most `capacity` places early, and its word of
+    randomness is that of its own position."""
+    shuffled = np.empty_like(sequence)
+    buffer = np.empty(max(1, capacity), np.int64)
+    held, given = 0, 0
+    for sample in sequence:
+        if held == buffer.size:
+            chosen = np.int64(_uniform(random_words(seed, epoch, sample, BUFFER_DRAW)[0]) * held)
+            shuffled[given] = buffer[chosen]
+            given += 1
+            buffer[chosen] = sample
+        else:
+            buffer[held] = sample
+            held += 1
+    while held:
+        chosen = np.int64(_uniform(random_words(seed, epoch, buffer[held - 1], BUFFER_DRAW)[1]) * held)
+        shuffled[given] = buffer[chosen]
+        given += 1
+        held -= 1
+        buffer[chosen] = buffer[held]
+    return shuffled

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.augment import center_crop, random_flip, random_resized_crop
 from pipeline.dataset import Split
-from pipeline.plan import Plan
+from pipeline.plan import Plan, StreamPlan
 
 MEAN_DIFFERENCE = 1.0
 MAX_DIFFERENCE = 2
@@ -78,10 +78,24 @@ class LoaderSpec:
     channels_last: bool = True
 
     @property
-    def plan(self) -> Plan:
-        """The order of samples for this rank."""
+    def plan(self) -> Plan | StreamPlan:
+        """The order of samples for this rank. Raises InputError for a stream that the ranks cannot share."""
+        if self.split.url is not None:
+            return self.stream_plan
         return Plan(
             num_samples=self.split.num_samples,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            rank=self.rank,
+            world_size=self.world_size,
+            training=self.crop.training,
+        )
+
+    @property
+    def stream_plan(self) -> StreamPlan:
+        """The same for a split that is streamed from its shards."""
+        return StreamPlan(
+            shard_samples=self.split.remote.shard_samples,
             batch_size=self.batch_size,
             seed=self.seed,
             rank=self.rank,

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from pipeline.errors import InputError
 from pipeline.formats.beton import BetonInfo, BetonSamples, head_digest
 from pipeline.formats.files import complete_or_absent
 from pipeline.formats.folder import FolderSamples, list_class_folders, list_classes
+from pipeline.formats.remote import RemoteShards, is_remote, read_text
 from pipeline.formats.samples import Samples
 from pipeline.formats.shards import ShardInfo, ShardSamples
 
@@ -49,9 +51,13 @@ class Manifest:
     @classmethod
     def read(cls, dataset: Path) -> "Manifest":
         """Raises InputError where the file is missing or not ours."""
-        path = dataset / MANIFEST
+        return cls.parse(lambda: (dataset / MANIFEST).read_text("utf-8"), str(dataset / MANIFEST))
+
+    @classmethod
+    def parse(cls, read: Callable[[], str], path: str) -> "Manifest":
+        """From what `read` returns; `path` names it in an error. Raises InputError."""
         try:
-            fields = json.loads(path.read_text("utf-8"))
+            fields = json.loads(read())
             if fields.pop("format") != FORMAT_VERSION:
                 raise InputError(f"{path}: another format version than {FORMAT_VERSION}; convert again")
             splits = {name: _split_info(split) for name, split in fields["splits"].items()}
@@ -105,6 +111,7 @@ class Split:
     path: Path
     classes: tuple[str, ...]
     info: SplitInfo | None = None  # None for a plain folder
+    url: str | None = None  # of a dataset on a web server; `path` is only its name then
 
     @property
     def num_samples(self) -> int:
@@ -116,6 +123,8 @@ class Split:
         """Random access to the stored JPEGs: from shards if there are any, else the beton or the folder."""
         if self.info is None:
             return FolderSamples(list_class_folders(self.path / self.name, list(self.classes)))
+        if self.url:
+            raise InputError(f"--data {self.url}: a remote dataset is streamed; use --loader webdataset")
         return self.shards if self.info.shards else self.beton
 
     @cached_property
@@ -140,6 +149,13 @@ class Split:
             raise InputError(f"{self.beton_path}: altered since it was converted; convert again")
         return samples
 
+    @cached_property
+    def remote(self) -> RemoteShards:
+        """The shards of a dataset on a web server."""
+        if self.url is None or self.info is None or not self.info.shards:
+            raise InputError(self._lacks("WebDataset shards", "webdataset"))
+        return RemoteShards(self.url, self.info.shards, len(self.classes))
+
     @property
     def beton_path(self) -> Path:
         """Where the split's `.beton` file is."""
@@ -149,14 +165,16 @@ class Split:
 
     @property
     def formats(self) -> tuple[str, ...]:
-        """How the split is stored: of "folder", "webdataset", "ffcv"."""
+        """How the split is stored: of "folder", "webdataset", "ffcv", or "remote"."""
+        if self.url:
+            return ("remote",)
         if self.info is None:
             return ("folder",)
         return (("webdataset",) if self.info.shards else ()) + (("ffcv",) if self.info.beton else ())
 
     def _lacks(self, what: str, format_name: str) -> str:
         return (
-            f"{self.path} has no {what} of {self.name}; convert with "
+            f"{self.url or self.path} has no {what} of {self.name}; convert with "
             f"`python tools/convert_imagenet.py --format {format_name} ...` or choose another --loader"
         )
 
@@ -170,11 +188,15 @@ def _check_size(path: Path, size: int) -> None:
         raise InputError(f"{path}: {actual} bytes, not {size} as {MANIFEST} says; convert again")
 
 
-def open_split(path: Path, name: str) -> Split:
-    """Open a split of a converted dataset, or of a folder with class folders in `train/` and `val/`.
+def open_split(location: Path | str, name: str) -> Split:
+    """Open a split of a converted dataset, here or on a web server, or of a folder with class folders in
+    `train/` and `val/`.
 
-    Raises InputError where there is neither.
+    Raises InputError where there is none of these.
     """
+    if is_remote(str(location)):
+        return _open_remote(str(location), name)
+    path = Path(location)
     if not path.is_dir():
         raise InputError(
             f"--data {path}: no such directory; make it with `python tools/convert_imagenet.py --src IMAGENET "
@@ -183,9 +205,19 @@ def open_split(path: Path, name: str) -> Split:
     if not (path / MANIFEST).exists():
         return _open_folder(path, name)
     manifest = Manifest.read(path)
+    return Split(name, path, manifest.classes, _split_of(manifest, name, str(path)))
+
+
+def _split_of(manifest: Manifest, name: str, location: str) -> SplitInfo:
     if name not in manifest.splits:
-        raise InputError(f"{path}: has no split {name!r}, only {', '.join(manifest.splits)}")
-    return Split(name, path, manifest.classes, manifest.splits[name])
+        raise InputError(f"{location}: has no split {name!r}, only {', '.join(manifest.splits)}")
+    return manifest.splits[name]
+
+
+def _open_remote(url: str, name: str) -> Split:
+    address = f"{url.rstrip('/')}/{MANIFEST}"
+    manifest = Manifest.parse(lambda: read_text(address), address)
+    return Split(name, Path(url), manifest.classes, _split_of(manifest, name, url), url)
 
 
 def _open_folder(path: Path, name: str) -> Split:

@@ -1,5 +1,10 @@
 """Errors whose text is meant for the user."""
 
+from collections.abc import Generator, Iterable
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
 
 class InputError(ValueError):
     """What the user gave cannot be used: a path, a flag, a file's content.
@@ -9,6 +14,9 @@ class InputError(ValueError):
     """
 
 
-def from_worker(error: InputError) -> InputError:
-    """The InputError a DataLoader worker raised, without the traceback that torch puts into its message."""
-    return InputError(str(error).rstrip().rpartition("InputError: ")[2].partition("\n")[0])
+def named_by_workers(items: Iterable[Item]) -> Generator[Item, None, None]:
+    """Pass on what a DataLoader gives; an InputError of a worker loses the traceback torch puts into its text."""
+    try:
+        yield from items
+    except InputError as error:
+        raise InputError(str(error).rstrip().rpartition("InputError: ")[2].partition("\n")[0]) from None

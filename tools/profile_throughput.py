@@ -37,7 +37,7 @@ UNDECIDED = 0.10  # rates closer than this are not told apart
 class ProfileSettings:
     """Measure what limits training: the loader, the model, or what they share."""
 
-    data: Path = DEFAULT_DATA
+    data: str = DEFAULT_DATA
     """Directory made by tools/convert_imagenet.py, or an ImageNet folder."""
     model: str = "torchvision/resnet50"
     """alexnet, resnet152, or torchvision/<name>."""

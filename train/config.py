@@ -8,15 +8,16 @@ from typing import Any, Literal
 import models
 from pipeline import loaders
 
-DEFAULT_DATA = Path("data/shards")
+DEFAULT_DATA = "data/shards"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Train or evaluate an image classifier."""
 
-    data: Path = DEFAULT_DATA
-    """Directory made by tools/convert_imagenet.py, or a folder with class folders in train/ and val/."""
+    data: str = DEFAULT_DATA
+    """Directory made by tools/convert_imagenet.py, its address on a web server (http:// or https://), or a
+    folder with class folders in train/ and val/."""
     model: str = "torchvision/resnet50"
     """alexnet, resnet152, or torchvision/<name>."""
     loader: str = "auto"

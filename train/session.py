@@ -4,6 +4,7 @@ import contextlib
 import os
 import warnings
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import models
 from pipeline import loaders
 from pipeline.contract import Batch, CropPolicy, Loader, LoaderSpec
 from pipeline.dataset import Split, SplitInfo, open_split
+from pipeline.formats.remote import is_remote
 from train import optim
 from train.config import TrainConfig
 from train.device import AMP_DTYPES, DEVICE_TYPES
@@ -27,9 +29,9 @@ IMAGENET_CLASSES = 1000
 
 def open_data(config: TrainConfig, name: str) -> Split:
     """A split of --data. The synthetic loader reads nothing, so without --data it stands for ImageNet."""
-    if config.loader == "synthetic" and not config.data.exists():
+    if config.loader == "synthetic" and not is_remote(config.data) and not Path(config.data).exists():
         info = SplitInfo(samples=IMAGENET_SAMPLES[name], bytes=0, image_mode="synthetic")
-        return Split(name, config.data, tuple(map(str, range(IMAGENET_CLASSES))), info)
+        return Split(name, Path(config.data), tuple(map(str, range(IMAGENET_CLASSES))), info)
     return open_split(config.data, name)
 
 

@@ -10,15 +10,19 @@ class Sample(NamedTuple):
     label: int
 
 
-class Samples(Protocol):
+class Named(Protocol):
+    """Knows where a sample is stored."""
+
+    def name(self, index: int) -> str:
+        """The storage and the dataset position, for messages."""
+        ...
+
+
+class Samples(Named, Protocol):
     """Random access to the samples of a split. Can be pickled and shared by processes."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample:
         """Raises InputError naming the file where it cannot be read."""
-        ...
-
-    def name(self, index: int) -> str:
-        """Where the sample is stored, for messages."""
         ...

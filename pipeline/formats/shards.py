@@ -176,9 +176,14 @@ class ShardSamples:
 
     def label(self, text: bytes, index: int) -> int:
         """The class index in a sample's `.cls` file. Raises InputError where it is none."""
-        if not text.isdigit() or int(text) >= self._num_classes:
-            raise InputError(f"{self.name(index)}: the label {text!r} is none of {self._num_classes} classes")
-        return int(text)
+        return parse_label(text, self._num_classes, self.name(index))
+
+
+def parse_label(text: bytes, num_classes: int, name: str) -> int:
+    """The class index in a `.cls` file. Raises InputError, beginning with `name`, where it is none."""
+    if not text.isdigit() or len(text) > _LARGEST_LABEL_FILE or int(text) >= num_classes:
+        raise InputError(f"{name}: the label {text[:40]!r} is none of {num_classes} classes")
+    return int(text)
 
 
 def _read_index(path: Path, shard: ShardInfo) -> np.ndarray:

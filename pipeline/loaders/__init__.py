@@ -8,8 +8,8 @@ from pipeline.contract import Loader, LoaderSpec
 from pipeline.dataset import Split
 from pipeline.errors import InputError
 
-PREFERENCE = ("ffcv", "dali", "torch")
-"""What `auto` tries, fastest first. webdataset decodes as torch does and reads the same shards."""
+PREFERENCE = ("ffcv", "dali", "torch", "webdataset")
+"""What `auto` tries, fastest first; webdataset decodes as torch does, and alone reads remote shards."""
 
 _INSTALL = {"ffcv": "make env", "nvidia": "pip install nvidia-dali-cuda130"}
 
@@ -46,7 +46,7 @@ def choose(split: Split) -> tuple[str, str]:
         if found:
             return name, "; ".join([f"it is installed and the data has {found[0]!r} storage", *passed_over])
         passed_over.append(f"not {name}: the data has no {' or '.join(module.READS)} storage")
-    raise AssertionError("torch reads every storage")
+    raise AssertionError("torch reads every local storage, webdataset the remote one")
 
 
 def create(name: str, spec: LoaderSpec) -> Loader:

@@ -37,7 +37,7 @@ from pipeline.contract import Batch, CropPolicy, Loader, LoaderSpec  # noqa: E40
 from pipeline.decode import decode  # noqa: E402
 from pipeline.formats.beton import BetonSamples  # noqa: E402
 from pipeline.jpeg import turbojpeg  # noqa: E402
-from pipeline.plan import Indices, Plan  # noqa: E402
+from pipeline.plan import Indices, Plan, StreamPlan  # noqa: E402
 from pipeline.resize import resize_crop  # noqa: E402
 from pipeline.transfer import to_device  # noqa: E402
 
@@ -202,7 +202,7 @@ def _files_mapped() -> Iterator[None]:
 class PlanOrder(TraversalOrder):
     """The plan's order as FFCV takes it: an instance that FFCV calls with its loader."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan | StreamPlan) -> None:
         self._plan, self.start_batch = plan, 0
 
     def __call__(self, loader: FfcvPackageLoader) -> "PlanOrder":

@@ -6,7 +6,7 @@ import torch
 
 from pipeline.contract import Batch, Loader, LoaderSpec
 
-READS = ("webdataset", "folder", "ffcv")
+READS = ("webdataset", "folder", "ffcv", "remote")
 
 
 class SyntheticLoader:

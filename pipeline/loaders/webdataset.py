@@ -1,7 +1,8 @@
-"""The webdataset library over local shards, in the plan's order.
+"""The webdataset library over shards, local or on a web server.
 
-A batch is a tar stream: the pieces of the shards that hold its samples, one after the other. webdataset's own
-stages read the stream, group the files of a sample, map them to images and batch them.
+Local shards are read in the plan's order: a batch is a tar stream, the pieces of the shards that hold its samples
+one after the other. Remote shards are streamed from their beginnings, in the order of a StreamPlan. In both,
+webdataset's own stages read the stream, group the files of a sample, map them to images and batch them.
 """
 
 import io
@@ -10,6 +11,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 import webdataset
 from torch import Tensor
@@ -18,11 +20,13 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from pipeline.contract import Batch, Loader, LoaderSpec
 from pipeline.decode import crop_and_resize, decode
-from pipeline.errors import InputError, from_worker
+from pipeline.errors import InputError, named_by_workers
+from pipeline.formats.remote import stream_samples
 from pipeline.formats.shards import position_of_key
+from pipeline.plan import Indices
 from pipeline.transfer import to_device
 
-READS = ("webdataset",)
+READS = ("webdataset", "remote")
 
 Item = tuple[Tensor, int, int]
 """Image uint8 [3, R, R], label, dataset position."""
@@ -40,17 +44,88 @@ def batch_streams(spec: LoaderSpec, epoch: int, start_batch: int) -> Iterator[di
 
 def load_sample(spec: LoaderSpec, epoch: int, resolution: int, sample: dict[str, Any]) -> Item:
     """From the files of a sample, as webdataset grouped them, to an image. Nothing is unpickled."""
-    shards = spec.split.shards
+    shards = spec.split.remote if spec.split.url else spec.split.shards
+    index = position_of(spec, sample)
     try:
-        index = position_of_key(sample["__key__"])
         jpeg, label = sample["jpg"], shards.label(sample["cls"], index)
-    except (KeyError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{spec.split.path}: sample {sample['__key__']} is not of a converted shard") from None
+    except KeyError as error:
+        raise InputError(f"{shards.name(index)}: has no {error} file; convert again") from None
     image = decode(shards, index, jpeg)
     crop = spec.crop.crop(spec.seed, epoch, index, *image.shape[1:])
     return crop_and_resize(image, crop, resolution), label, index
+
+
+def position_of(spec: LoaderSpec, sample: dict[str, Any]) -> int:
+    """The dataset position of a sample that webdataset grouped. Raises InputError for a foreign one."""
+    try:
+        position = position_of_key(sample["__key__"])
+    except ValueError:
+        position = -1
+    if not 0 <= position < spec.split.num_samples:
+        raise InputError(f"{sample['__url__']}: {sample['__key__']} is no sample of this dataset; convert again")
+    return position
+
+
+class LaneReader:
+    """Streams a lane's shards and gives its samples in another order, within the plan's bounded shuffle.
+
+    `lane` is int64: the positions that will be asked for, in the order of the shards. What stands between them
+    (another lane's part of a shard, or batches before `start_batch`) is read over.
+    """
+
+    def __init__(self, spec: LoaderSpec, lane: Indices) -> None:
+        self._spec, self._wanted = spec, lane
+        self._stream = stream_samples(spec.split.remote.urls_of(lane))
+        self._buffer: dict[int, dict[str, Any]] = {}
+        self._read = 0
+
+    def take(self, position: int) -> dict[str, Any]:
+        """The files of one sample. Raises InputError where the shards do not have it."""
+        while position not in self._buffer:
+            sample = next(self._stream, None)
+            if sample is None:
+                raise InputError(f"{self._spec.split.remote.name(position)}: not in its shard; convert again")
+            found = position_of(self._spec, sample)
+            if self._read < len(self._wanted) and found == self._wanted[self._read]:
+                self._buffer[found] = sample
+                self._read += 1
+        return self._buffer.pop(position)
+
+
+def streamed_parts(spec: LoaderSpec, epoch: int, start_batch: int) -> Iterator[list[dict[str, Any]]]:
+    """The first stage of a stream: of each batch, the samples in this worker's lanes. So every worker reads
+    shards of its own, and a batch holds the same samples for any number of workers."""
+    worker = get_worker_info()
+    first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+    plan = spec.stream_plan
+    batches = list(plan.batches(epoch, start_batch))
+    wanted = np.zeros(spec.split.num_samples, np.bool_)
+    lane_of = np.full(spec.split.num_samples, -1, np.int16)
+    for batch in batches:
+        wanted[batch] = True
+    readers = {}
+    for number, lane in list(enumerate(plan.lanes(epoch)))[first::step]:
+        lane_of[lane] = number
+        readers[number] = LaneReader(spec, lane[wanted[lane]])
+    for batch in batches:
+        yield [readers[lane_of[index]].take(int(index)) for index in batch if lane_of[index] >= 0]
+
+
+def load_part(spec: LoaderSpec, epoch: int, resolution: int, samples: list[dict[str, Any]]) -> Batch:
+    """A worker's part of a batch, possibly empty."""
+    if not samples:
+        images = torch.empty(0, resolution, resolution, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+        return Batch(images, torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
+    return collate([load_sample(spec, epoch, resolution, sample) for sample in samples])
+
+
+def joined(parts: Iterator[Batch], batches: Iterator[Indices], workers: int) -> Iterator[Batch]:
+    """Whole batches, in the plan's order, from the workers' parts of them."""
+    for indices in batches:
+        images, labels, positions = (torch.cat(column) for column in zip(*islice(parts, workers), strict=True))
+        order = torch.argsort(positions)[torch.argsort(torch.argsort(torch.from_numpy(indices)))]
+        ordered = images.permute(0, 2, 3, 1)[order].permute(0, 3, 1, 2)
+        yield Batch(ordered, labels[order], positions[order])
 
 
 def collate(items: list[Item]) -> Batch:
@@ -65,37 +140,44 @@ class WebDatasetLoader:
 
     def __init__(self, spec: LoaderSpec) -> None:
         self._spec = spec
-        self._shards = spec.split.shards  # opened here, once for all workers
+        self._shards = spec.split.remote if spec.split.url else spec.split.shards  # opened once for all workers
         self.batches_per_epoch = spec.plan.batches_per_epoch
         self._batches: Generator[Batch, None, None] | None = None
 
     def epoch(self, epoch: int, resolution: int, start_batch: int = 0) -> Iterator[Batch]:
         self.close()
+        if start_batch >= self.batches_per_epoch:
+            return iter(())
         spec = self._spec
-        dataset = webdataset.DataPipeline(
-            partial(batch_streams, spec, epoch, start_batch),
-            tar_file_expander,
-            group_by_keys,
-            webdataset.map(partial(load_sample, spec, epoch, resolution)),
-            webdataset.batched(spec.batch_size, collation_fn=collate, partial=True),
-        )
+        if spec.split.url:
+            return to_device(self._streamed(epoch, resolution, start_batch), spec)
+        stages = [partial(batch_streams, spec, epoch, start_batch), tar_file_expander, group_by_keys]
+        stages += [webdataset.map(partial(load_sample, spec, epoch, resolution))]
+        stages += [webdataset.batched(spec.batch_size, collation_fn=collate, partial=True)]
+        return to_device(self._loaded(stages, spec.workers), spec)
+
+    def _streamed(self, epoch: int, resolution: int, start_batch: int) -> Iterator[Batch]:
+        spec = self._spec
+        workers = min(spec.workers, len(spec.stream_plan.my_lanes))
+        stages: list[Any] = [partial(streamed_parts, spec, epoch, start_batch)]
+        stages += [webdataset.map(partial(load_part, spec, epoch, resolution))]
+        return joined(self._loaded(stages, workers), spec.plan.batches(epoch, start_batch), max(1, workers))
+
+    def _loaded(self, stages: list[Any], workers: int) -> Iterator[Batch]:
+        """What a webdataset pipeline gives, made by worker processes."""
         loader = webdataset.WebLoader(
-            dataset, batch_size=None, num_workers=spec.workers, pin_memory=spec.device.type != "cpu"
+            webdataset.DataPipeline(*stages),
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=self._spec.device.type != "cpu",
         )
-        self._batches = _batches(loader)
-        return to_device(self._batches, spec)
+        self._batches = named_by_workers(loader)
+        return self._batches
 
     def close(self) -> None:
         if self._batches is not None:
             self._batches.close()  # drops the DataLoader's iterator, which ends its workers
             self._batches = None
-
-
-def _batches(loader: webdataset.WebLoader) -> Generator[Batch, None, None]:
-    try:
-        yield from loader
-    except InputError as error:
-        raise from_worker(error) from None
 
 
 def create(spec: LoaderSpec) -> Loader:

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import plan
-from pipeline.plan import Plan, epoch_order, rank_share
+from pipeline.augment import bounded_shuffle
+from pipeline.errors import InputError
+from pipeline.plan import Plan, StreamPlan, epoch_order, rank_share
 
 ROOT = Path(plan.__file__).parents[1]
 
@@ -156,3 +158,68 @@ def test_evaluation_order_is_that_of_the_dataset_in_every_epoch() -> None:
 def test_impossible_settings_are_refused(bad: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Plan(**{"num_samples": 10, "batch_size": 2, **bad})
+
+
+shard_sizes = st.lists(st.integers(1, 30), min_size=1, max_size=12).map(tuple)
+
+
+@given(shard_samples=shard_sizes, epoch=st.integers(0, 5), batch_size=st.integers(1, 9))
+def test_stream_gives_each_sample_at_most_once_and_world_sizes_share_it(
+    shard_samples: tuple[int, ...], epoch: int, batch_size: int
+) -> None:
+    lanes = StreamPlan(shard_samples=shard_samples, batch_size=1).num_lanes
+    one = StreamPlan(shard_samples=shard_samples, batch_size=batch_size * lanes, shuffle_buffer=4)
+    shares_of_ranks = [
+        StreamPlan(
+            shard_samples=shard_samples, batch_size=batch_size, shuffle_buffer=4, rank=rank, world_size=lanes
+        )
+        for rank in range(lanes)
+    ]  # fmt: skip
+    whole = list(one.batches(epoch))
+    assert len(whole) == one.batches_per_epoch
+    assert {share.batches_per_epoch for share in shares_of_ranks} == {len(whole)}
+    given = np.concatenate([np.empty(0, np.int64), *whole])
+    assert len(set(given.tolist())) == len(given)
+    assert sum(shard_samples) - len(given) < lanes + one.batch_size
+    for batch, *shares in zip(whole, *(share.batches(epoch) for share in shares_of_ranks), strict=True):
+        assert sorted(batch.tolist()) == sorted(np.concatenate(shares).tolist())
+
+
+@given(shard_samples=shard_sizes, batch_size=st.integers(1, 9))
+def test_streamed_evaluation_visits_each_sample_once(shard_samples: tuple[int, ...], batch_size: int) -> None:
+    lanes = StreamPlan(shard_samples=shard_samples, batch_size=1).num_lanes
+    for world_size in {1, lanes}:
+        visited: list[int] = []
+        for rank in range(world_size):
+            plan = StreamPlan(
+                shard_samples=shard_samples, batch_size=batch_size, training=False, rank=rank, world_size=world_size
+            )
+            batches = list(plan.batches(0))
+            assert len(batches) == plan.batches_per_epoch
+            visited += [index for batch in batches for index in batch.tolist()]
+        assert sorted(visited) == list(range(sum(shard_samples)))
+
+
+@given(shard_samples=shard_sizes, capacity=st.integers(0, 40), epoch=st.integers(0, 3))
+def test_stream_needs_no_more_than_its_buffer(shard_samples: tuple[int, ...], capacity: int, epoch: int) -> None:
+    plan = StreamPlan(shard_samples=shard_samples, batch_size=1, shuffle_buffer=capacity)
+    for lane in plan.lanes(epoch):
+        shuffled = bounded_shuffle(lane, capacity, plan.seed, epoch)
+        assert sorted(shuffled.tolist()) == sorted(lane.tolist())
+        place = {sample: number for number, sample in enumerate(lane.tolist())}
+        assert all(place[sample] <= turn + max(1, capacity) for turn, sample in enumerate(shuffled.tolist()))
+
+
+def test_streams_of_epochs_and_seeds_differ() -> None:
+    sizes = (40,) * 6
+    orders = [
+        tuple(np.concatenate(list(StreamPlan(shard_samples=sizes, batch_size=1, seed=seed).batches(epoch))).tolist())
+        for seed in (0, 1)
+        for epoch in (0, 1)
+    ]
+    assert len(set(orders)) == 4
+
+
+def test_stream_refuses_a_world_that_cannot_share_its_lanes() -> None:
+    with pytest.raises(InputError, match="5 shards are streamed in 4 lanes, which 3 processes cannot share evenly"):
+        StreamPlan(shard_samples=(9,) * 5, batch_size=1, world_size=3)
