@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from pipeline import workers
 from pipeline.contract import Batch, Loader, LoaderSpec
 from pipeline.decode import crop_and_resize, decode
-from pipeline.errors import named_by_workers
 from pipeline.plan import Indices
 from pipeline.transfer import to_device
 
@@ -65,12 +65,10 @@ class TorchLoader:
     def epoch(self, epoch: int, resolution: int, start_batch: int = 0) -> Iterator[Batch]:
         assert self._loader is not None, "the loader is closed"
         self._requests.upcoming = ((epoch, resolution, indices) for indices in self._plan.batches(epoch, start_batch))
-        return to_device(named_by_workers(iter(self._loader)), self._spec)
+        return to_device(workers.results(iter(self._loader)), self._spec)
 
     def close(self) -> None:
-        iterator = getattr(self._loader, "_iterator", None)
-        if iterator is not None:
-            iterator._shutdown_workers()  # what DataLoader itself calls on deletion, but now
+        workers.end(getattr(self._loader, "_iterator", None))  # where it keeps persistent workers
         self._loader = None
 
 

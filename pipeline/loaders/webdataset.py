@@ -6,7 +6,7 @@ webdataset's own stages read the stream, group the files of a sample, map them t
 """
 
 import io
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -15,12 +15,13 @@ import numpy as np
 import torch
 import webdataset
 from torch import Tensor
-from torch.utils.data import get_worker_info
+from torch.utils.data import DataLoader, get_worker_info
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
+from pipeline import workers
 from pipeline.contract import Batch, Loader, LoaderSpec
 from pipeline.decode import crop_and_resize, decode
-from pipeline.errors import InputError, named_by_workers
+from pipeline.errors import InputError
 from pipeline.formats.remote import stream_samples
 from pipeline.formats.shards import position_of_key
 from pipeline.plan import Indices
@@ -136,13 +137,13 @@ def collate(items: list[Item]) -> Batch:
 
 
 class WebDatasetLoader:
-    """A webdataset pipeline and WebLoader for each epoch."""
+    """A webdataset pipeline for each epoch, in a DataLoader's workers."""
 
     def __init__(self, spec: LoaderSpec) -> None:
         self._spec = spec
         self._shards = spec.split.remote if spec.split.url else spec.split.shards  # opened once for all workers
         self.batches_per_epoch = spec.plan.batches_per_epoch
-        self._batches: Generator[Batch, None, None] | None = None
+        self._iterator: Iterator[Batch] | None = None
 
     def epoch(self, epoch: int, resolution: int, start_batch: int = 0) -> Iterator[Batch]:
         self.close()
@@ -158,26 +159,28 @@ class WebDatasetLoader:
 
     def _streamed(self, epoch: int, resolution: int, start_batch: int) -> Iterator[Batch]:
         spec = self._spec
-        workers = min(spec.workers, len(spec.stream_plan.my_lanes))
+        num_workers = min(spec.workers, len(spec.stream_plan.my_lanes))
         stages: list[Any] = [partial(streamed_parts, spec, epoch, start_batch)]
         stages += [webdataset.map(partial(load_part, spec, epoch, resolution))]
-        return joined(self._loaded(stages, workers), spec.plan.batches(epoch, start_batch), max(1, workers))
+        return joined(self._loaded(stages, num_workers), spec.plan.batches(epoch, start_batch), max(1, num_workers))
 
-    def _loaded(self, stages: list[Any], workers: int) -> Iterator[Batch]:
-        """What a webdataset pipeline gives, made by worker processes."""
-        loader = webdataset.WebLoader(
+    def _loaded(self, stages: list[Any], num_workers: int) -> Iterator[Batch]:
+        """What a webdataset pipeline gives, made by worker processes.
+
+        webdataset's WebLoader is this DataLoader behind a generator, out of whose reach `close` ends the workers.
+        """
+        loader: DataLoader[Batch] = DataLoader(
             webdataset.DataPipeline(*stages),
             batch_size=None,
-            num_workers=workers,
+            num_workers=num_workers,
             pin_memory=self._spec.device.type != "cpu",
         )
-        self._batches = named_by_workers(loader)
-        return self._batches
+        self._iterator = iter(loader)
+        return workers.results(self._iterator)
 
     def close(self) -> None:
-        if self._batches is not None:
-            self._batches.close()  # drops the DataLoader's iterator, which ends its workers
-            self._batches = None
+        workers.end(self._iterator)
+        self._iterator = None
 
 
 def create(spec: LoaderSpec) -> Loader:

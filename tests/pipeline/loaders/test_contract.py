@@ -222,6 +222,7 @@ def test_a_damaged_image_is_named_in_one_line(
         copies(loader.epoch(0, RESOLUTION))
     assert "\n" not in str(raised.value)
     loader.close()
+    assert psutil.Process().children() == []
 
 
 def damage(split: Split, index: int, share: float) -> None:

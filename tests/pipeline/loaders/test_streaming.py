@@ -41,9 +41,11 @@ def spec_of(split: Split, **changes: object) -> LoaderSpec:
 
 def collect(spec: LoaderSpec, epoch: int = 0, start_batch: int = 0) -> list[Batch]:
     loader = loaders.create("webdataset", spec)
-    batches = list(loader.epoch(epoch, RESOLUTION, start_batch))
+    try:
+        batches = list(loader.epoch(epoch, RESOLUTION, start_batch))
+    finally:
+        loader.close()
     assert start_batch or len(batches) == loader.batches_per_epoch
-    loader.close()
     return batches
 
 
