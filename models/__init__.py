@@ -78,7 +78,9 @@ def create(name: str, num_classes: int) -> Classifier:
 
 
 def _torchvision_card(name: str) -> ModelCard:
-    preset = torchvision.models.get_model_weights(name).DEFAULT.transforms.keywords
+    weights = torchvision.models.get_model_weights(name)
+    # Version 1 was trained and evaluated at the resolution the architecture is built for.
+    preset = getattr(weights, "IMAGENET1K_V1", weights.DEFAULT).transforms.keywords
     without_batch_norm = name in ("alexnet", "vgg11", "vgg13", "vgg16", "vgg19") or name.startswith("squeezenet")
     return ModelCard(
         build=partial(_build_torchvision, name),

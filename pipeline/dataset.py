@@ -188,6 +188,16 @@ def _check_size(path: Path, size: int) -> None:
         raise InputError(f"{path}: {actual} bytes, not {size} as {MANIFEST} says; convert again")
 
 
+def split_names(location: Path | str) -> list[str]:
+    """The splits of what `open_split` opens, without opening them. Raises InputError."""
+    if is_remote(str(location)):
+        return list(_remote_manifest(str(location)).splits)
+    path = Path(location)
+    if (path / MANIFEST).exists():
+        return list(Manifest.read(path).splits)
+    return [name for name in ("train", "val") if (path / name).is_dir()]
+
+
 def open_split(location: Path | str, name: str) -> Split:
     """Open a split of a converted dataset, here or on a web server, or of a folder with class folders in
     `train/` and `val/`.
@@ -215,9 +225,13 @@ def _split_of(manifest: Manifest, name: str, location: str) -> SplitInfo:
 
 
 def _open_remote(url: str, name: str) -> Split:
-    address = f"{url.rstrip('/')}/{MANIFEST}"
-    manifest = Manifest.parse(lambda: read_text(address), address)
+    manifest = _remote_manifest(url)
     return Split(name, Path(url), manifest.classes, _split_of(manifest, name, url), url)
+
+
+def _remote_manifest(url: str) -> Manifest:
+    address = f"{url.rstrip('/')}/{MANIFEST}"
+    return Manifest.parse(lambda: read_text(address), address)
 
 
 def _open_folder(path: Path, name: str) -> Split:

@@ -38,7 +38,7 @@ def rank_share(batch: Indices, rank: int, world_size: int) -> Indices:
 class Plan:
     """The order of one split for one rank.
 
-    Training (`shuffle` and `drop_last`) draws whole global batches from a new permutation each epoch;
+    Training draws whole global batches from a new permutation each epoch;
     evaluation visits the samples in order, each exactly once over all ranks.
     """
 
@@ -82,7 +82,7 @@ class Plan:
             yield rank_share(order[first : first + self.global_batch_size], self.rank, self.world_size)
 
 
-LANES = (1, 2, 4, 8, 16, 24, 48, 96)
+LANES = (1, 2, 4, 8, 16, 24, 48, 96, 192, 384)
 """How many lanes a stream can have: numbers that many world sizes divide."""
 
 
@@ -119,7 +119,9 @@ class StreamPlan:
 
     @property
     def num_lanes(self) -> int:
-        """A property of the dataset alone."""
+        """In training a property of the dataset alone; an evaluation may be cut in any way."""
+        if not self.training:
+            return self.world_size
         return max(lanes for lanes in LANES if lanes <= max(1, len(self.shard_samples)))
 
     @property

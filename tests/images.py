@@ -52,6 +52,19 @@ def varied_jpeg(number: int, seed: int) -> bytes:
     return jpeg_bytes(image, quality=int(rng.integers(75, 96)), **kinds[number % len(kinds)])
 
 
+def three_to_one_jpeg(height: int, width: int) -> bytes:
+    """Solid grey with the luma sampled 3x1, which JPEG allows, torchvision decodes and TurboJPEG refuses."""
+    data = bytearray(jpeg_bytes(np.full((height, width, 3), 128, np.uint8), subsampling="4:4:4"))
+    data[data.index(b"\xff\xc0") + 11] = 0x31
+    scan = data.index(b"\xff\xda")
+    header = bytes(data[: scan + 2 + int.from_bytes(data[scan + 2 : scan + 4], "big")])
+    mcus = -(-width // 24) * -(-height // 8)
+    # DC difference 0 and end of block: three luma and two chroma blocks.
+    bits = (("00" + "1010") * 3 + ("00" + "00") * 2) * mcus
+    bits += "1" * (-len(bits) % 8)
+    return header + int(bits, 2).to_bytes(len(bits) // 8, "big") + b"\xff\xd9"
+
+
 def turned() -> Image.Exif:
     """EXIF data that asks a viewer to turn the image by 90 degrees. Training reads pixels as they are stored."""
     exif = Image.Exif()

@@ -64,14 +64,15 @@ def installed_loaders() -> list[str]:
 
 def demo(settings: DemoSettings) -> dict[str, Any]:
     """The command."""
-    images, shards, runs = (settings.dir / name for name in ("images", "shards", "runs"))
+    folder = settings.dir.resolve()  # the commands run in the repository root
+    images, shards, runs = (folder / name for name in ("images", "shards", "runs"))
     command("tools/make_demo_data.py", "--dst", images)
     if not (shards / MANIFEST).exists():
         labels = images / "val_synset_labels.txt"
         command("tools/convert_imagenet.py", "--src", images, "--dst", shards, "--val-labels", labels)
     shutil.rmtree(runs, ignore_errors=True)
     results = [train(settings, name, shards, runs / name) for name in installed_loaders()]
-    picture = settings.dir / "curves.png"
+    picture = folder / "curves.png"
     plot_curves([runs / result["loader"] for result in results], picture)
     log.info("\n%s\n\nloss and accuracy: %s", table(results), picture)
     return {"loaders": results, "picture": str(picture)}

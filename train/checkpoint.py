@@ -40,14 +40,14 @@ def load(path: Path) -> State:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # torch raises whatever the damaged bytes lead to
         raise InputError(f"{path}: not a checkpoint, or a damaged one") from None
-    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
-        raise InputError(f"{path}: not a checkpoint of this program (it has no 'model')")
+    if not isinstance(state, dict) or not all(isinstance(state.get(key), dict) for key in ("model", "config")):
+        raise InputError(f"{path}: not a checkpoint of this program (it has no 'model' and 'config')")
     return state
 
 
 def load_weights(network: nn.Module, state: State, model: str, path: Path) -> None:
     """Load the weights into `network`. Raises InputError for a checkpoint of another model."""
-    stored = state.get("config", {}).get("model", model)
+    stored = state["config"].get("model", model)
     if stored != model:
         raise InputError(f"{path}: a checkpoint of {stored}, not of --model {model}")
     try:

@@ -88,6 +88,8 @@ class TrainConfig:
         self._require("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)")
         self._require("momentum", 0 <= self.momentum < 1, "in [0, 1)")
         self._require("node_rank", self.node_rank < self.nnodes, "below --nnodes")
+        local = self.rdzv_endpoint.startswith("localhost")
+        self._require("rdzv_endpoint", self.nnodes == 1 or not local, "host:port of machine 0 with --nnodes")
         self._require("resume", self.resume != "auto" or self.run_dir is not None, "a path without --run-dir")
         self._require("evaluate", self.evaluate is None or self.resume is None, "without --resume")
 

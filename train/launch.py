@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from pipeline.cli import EXIT_BAD_INPUT, EXIT_FAILURE
@@ -42,16 +42,12 @@ def is_worker() -> bool:
 
 def reports_to_parent() -> bool:
     """Whether our own launcher waits for this process and prints its error."""
-    return is_worker() and _OURS in os.environ
+    return _OURS in os.environ
 
 
 def world_from_environment(config: TrainConfig) -> World:
-    """The world as torchrun's environment variables describe it; a single process without them.
-
-    Raises InputError where --nproc contradicts them.
-    """
-    if not is_worker():
-        return World()
+    """The world as torchrun's environment variables describe it. Raises InputError where --nproc contradicts
+    them."""
     rank, size, local_rank, local_size = (
         int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     )
@@ -90,7 +86,9 @@ def launch(config: TrainConfig) -> None:
 
 
 def _report(error: ChildFailedError) -> None:
-    rank, failure = error.get_first_failure()
+    # Ranks that lose their connection to the one that stopped can be seen to fail in the same second.
+    bad_input = [item for item in error.failures.items() if item[1].exitcode == EXIT_BAD_INPUT]
+    rank, failure = bad_input[0] if bad_input else error.get_first_failure()
     told = failure.message["message"] if isinstance(failure.message, dict) else failure.message
     if failure.exitcode == EXIT_BAD_INPUT:
         raise InputError(told.partition("InputError: ")[2] or told) from None
@@ -108,7 +106,3 @@ def finalize(world: World) -> None:
     """Leave the process group."""
     if world.size > 1:
         dist.destroy_process_group()
-
-
-recorded = record
-"""Decorates a worker's main function: its exception reaches the launcher through an error file."""

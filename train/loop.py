@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
@@ -23,9 +23,11 @@ from train.config import TrainConfig
 from train.device import configure_math, select, synchronize
 from train.launch import World, finalize, initialize
 from train.metrics import THROUGHPUT_DEFINITION, RunWriter, Throughput, Totals, plot_curves
-from train.session import Session, open_data
+from train.session import Session, has_validation, open_data
 
 log = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
 
 
 def check(config: TrainConfig) -> None:
@@ -48,11 +50,9 @@ def run(config: TrainConfig, world: World) -> dict[str, Any] | None:
     device = select(config.device, world.local_rank, world.local_size)
     configure_math(config.deterministic)
     initialize(world, device)
-    try:
-        with Session(config, world, device) as session:
-            result = evaluate_checkpoint(session, config.evaluate) if config.evaluate else train(session)
-    finally:
-        finalize(world)
+    with Session(config, world, device) as session:
+        result = evaluate_checkpoint(session, config.evaluate) if config.evaluate else train(session)
+    finalize(world)  # not after an exception: the other ranks would fail on the closed connection, and first
     return result if world.is_main else None
 
 
@@ -60,15 +60,16 @@ def train(session: Session) -> dict[str, Any]:
     """A whole run, from its first epoch or from a checkpoint. Returns the result."""
     split = open_data(session.config, "train")
     loader_name = choose_loader(session, split)
+    session.build_training(loader_name, split)
+    open_validation(session, loader_name)
     with Run(session, loader_name) as this_run:
-        session.build_training(loader_name, split)
-        open_validation(session, loader_name)
-        this_run.resume()
         this_run.announce(split)
         while session.position.epoch < session.config.epochs:
             this_run.train_epoch()
             this_run.evaluate()
             this_run.save()
+        if not this_run.evaluation:  # resumed when all was done but the result
+            this_run.evaluate()
         return this_run.finish()
 
 
@@ -99,14 +100,20 @@ def choose_loader(session: Session, split: Split) -> str:
 
 def open_validation(session: Session, loader_name: str) -> None:
     """The validation loader. Data without a validation split can be trained on, not evaluated."""
-    try:
-        split = open_data(session.config, "val")
-    except InputError as error:
-        if session.config.evaluate:
-            raise
-        log.info("not evaluated: %s", error)
+    if not session.config.evaluate and not has_validation(session.config):
+        if session.world.is_main:
+            log.info("%s has no validation split: nothing is evaluated", session.config.data)
         return
+    split = open_data(session.config, "val")
     session.validation = session.open_loader(loader_name, split, training=False)
+
+
+def same_on_all(value: Value, world: World) -> Value:
+    """Rank 0's value on every rank. A collective call."""
+    values = [value]
+    if world.size > 1:
+        dist.broadcast_object_list(values, 0)
+    return values[0]
 
 
 def result_line(
@@ -139,51 +146,63 @@ class Run:
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> "Run":
-        self.directory = self._make_directory()
+        """Go on from --resume if there is a checkpoint; then, nothing being wrong, make the run directory."""
+        self.directory = self._choose_directory()
+        path = self._checkpoint_to_resume()
+        if path is not None:
+            self._load(path)
+        try:
+            self._open_files()
+        except OSError as error:
+            raise InputError(f"--run-dir {self.directory}: cannot be written ({error.strerror})") from None
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._open.close()
 
-    def _make_directory(self) -> Path:
+    def _choose_directory(self) -> Path:
         """--run-dir, or a new directory named after the run; the same on every rank."""
         config, world = self.config, self.session.world
         name = f"{config.model.rpartition('/')[2]}-{self.loader_name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        chosen = [config.run_dir or Path("runs") / name]
-        if world.size > 1:
-            dist.broadcast_object_list(chosen, 0)
-        directory = chosen[0]
-        if not config.resume and checkpoint.existing(directory):
+        directory = same_on_all(config.run_dir or Path("runs") / name, world)
+        if not config.resume and same_on_all(bool(checkpoint.existing(directory)), world):
             raise InputError(f"--run-dir {directory}: holds a run; add --resume auto or choose another")
-        directory.mkdir(parents=True, exist_ok=True)
-        if self.is_main:
-            with complete_or_absent(directory / "config.json") as file:
-                json.dump(config.as_dict(), file, indent=1)
-        if config.log_indices:
-            path = directory / f"indices-rank{world.rank}.jsonl"
-            self.indices_file = self._open.enter_context(path.open("a" if config.resume else "w"))
         return directory
 
-    def resume(self) -> None:
-        """Go on from --resume, if there is a checkpoint, and open what the run is logged to."""
-        path = Path(self.config.resume) if self.config.resume else None
-        if self.config.resume == "auto":
-            path = next(reversed(checkpoint.existing(self.directory)), None)
-        if path is not None:
-            self._load(path)
+    def _open_files(self) -> None:
+        config, rank = self.config, self.session.world.rank
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if config.log_indices:
+            path = self.directory / f"indices-rank{rank}.jsonl"
+            self.indices_file = self._open.enter_context(path.open("a" if config.resume else "w"))
         if self.is_main:
+            with complete_or_absent(self.directory / "config.json") as file:
+                json.dump(config.as_dict(), file, indent=1)
             self.writer = RunWriter(self.directory, self.session.position.step)
             self._open.callback(self.writer.close)
+
+    def _checkpoint_to_resume(self) -> Path | None:
+        """What --resume means, the same on every rank."""
+        if self.config.resume != "auto":
+            return Path(self.config.resume) if self.config.resume else None
+        newest = next(reversed(checkpoint.existing(self.directory)), None)
+        return same_on_all(newest, self.session.world)
 
     def _load(self, path: Path) -> None:
         state = checkpoint.load(path)
         checkpoint.load_weights(self.session.plain_model.network, state, self.config.model, path)
         try:
             self.session.load_state(state)
+        except InputError as error:
+            raise InputError(f"--resume {path}: {error}") from None
         except (KeyError, ValueError, TypeError) as error:
             raise InputError(f"--resume {path}: holds no training state to go on from ({error})") from None
         position = self.session.position
-        log.info("resumed from %s: epoch %d, batch %d", path, position.epoch, position.batch)
+        newer = [other for other in checkpoint.existing(self.directory) if other.name > path.name]
+        if newer and path.parent.resolve() == newer[0].parent.resolve():
+            raise InputError(f"--resume {path}: {newer[-1]} is newer; use --resume auto or another --run-dir")
+        if self.is_main:
+            log.info("resumed from %s: epoch %d, batch %d", path, position.epoch, position.batch)
 
     def announce(self, split: Split) -> None:
         """Say what is trained, how and where."""
@@ -201,10 +220,10 @@ class Run:
     def train_epoch(self) -> None:
         """The rest of the current epoch."""
         session, position = self.session, self.session.position
-        batches = session.training.epoch(position.epoch, session.resolution, position.batch)
         session.model.train()
         totals = Totals(session.device)
         self.throughput.resume()
+        batches = session.training.epoch(position.epoch, session.resolution, position.batch)
         for batch in self._progress(self.throughput.waiting(batches)):
             logits = session.train_step(batch)
             totals.add(logits, batch.labels)

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.tensorboard import SummaryWriter
 
+from pipeline.formats.files import complete_or_absent
+
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
@@ -124,8 +126,9 @@ class RunWriter:
     def __init__(self, run_dir: Path, step: int) -> None:
         self._path = run_dir / "metrics.jsonl"
         kept = [row for row in read_metrics(run_dir) if row["step"] <= step]
-        self._file = open(self._path, "w")  # noqa: SIM115 (closed in close)
-        self._file.writelines(json.dumps(row) + "\n" for row in kept)
+        with complete_or_absent(self._path) as file:
+            file.writelines(json.dumps(row) + "\n" for row in kept)
+        self._file = open(self._path, "a")  # noqa: SIM115 (closed in close)
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
 
     def write(self, kind: str, step: int, **values: float) -> None:

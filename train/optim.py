@@ -29,6 +29,20 @@ def build_optimizer(config: TrainConfig, model: nn.Module, global_batch: int) ->
     )
 
 
+def apply_settings(config: TrainConfig, optimizer: Optimizer, scheduler: LambdaLR, global_batch: int) -> None:
+    """Make this run's settings hold again after states of another run were loaded, from the next step on."""
+    rate = learning_rate(config, global_batch)
+    scheduler.base_lrs = [rate] * len(optimizer.param_groups)
+    for group, factor in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
+        group.update(
+            initial_lr=rate,
+            lr=rate * factor(scheduler.last_epoch),
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            weight_decay=config.weight_decay,
+        )
+
+
 def build_scheduler(config: TrainConfig, optimizer: Optimizer, steps_per_epoch: int) -> LambdaLR:
     """Linear warm-up, then cosine to zero; it steps with the optimiser.
 

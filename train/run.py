@@ -1,10 +1,13 @@
 """Train or evaluate a classifier: `python train/run.py --data DST --model NAME --loader NAME --nproc N`."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from pipeline.cli import EXIT_BAD_INPUT, run_command
 from pipeline.errors import InputError
@@ -24,12 +27,12 @@ def main(config: TrainConfig) -> dict[str, Any] | None:
 
 
 def _work(config: TrainConfig) -> dict[str, Any] | None:
-    run = launch.recorded(loop.run)
+    work = record(loop.run)  # an exception reaches the launcher through a file
     try:
-        return run(config, launch.world_from_environment(config))
+        return work(config, launch.world_from_environment(config))
     except InputError:
         if launch.reports_to_parent():
-            sys.exit(EXIT_BAD_INPUT)
+            os._exit(EXIT_BAD_INPUT)  # at once, before the other ranks notice and fail too
         raise
 
 

@@ -15,7 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 import models
 from pipeline import loaders
 from pipeline.contract import Batch, CropPolicy, Loader, LoaderSpec
-from pipeline.dataset import Split, SplitInfo, open_split
+from pipeline.dataset import Split, SplitInfo, open_split, split_names
+from pipeline.errors import InputError
 from pipeline.formats.remote import is_remote
 from train import optim
 from train.config import TrainConfig
@@ -33,6 +34,13 @@ def open_data(config: TrainConfig, name: str) -> Split:
         info = SplitInfo(samples=IMAGENET_SAMPLES[name], bytes=0, image_mode="synthetic")
         return Split(name, Path(config.data), tuple(map(str, range(IMAGENET_CLASSES))), info)
     return open_split(config.data, name)
+
+
+def has_validation(config: TrainConfig) -> bool:
+    """Whether --data has a validation split, sound or not."""
+    if config.loader == "synthetic" and not is_remote(config.data) and not Path(config.data).exists():
+        return True
+    return "val" in split_names(config.data)
 
 
 @dataclass
@@ -97,9 +105,8 @@ class Session:
         if self.channels_last:
             self.plain_model.to(memory_format=torch.channels_last)
         self.model = self._wrapped() if self.world.size > 1 and not self.config.evaluate else self.plain_model
-        if self.config.compile:
+        if self.config.compile:  # the inner model, which evaluation calls without the wrapper
             self.plain_model.compile()
-            self.model.compile()
         torch.manual_seed(self.config.seed + self.world.rank)  # dropout differs between ranks
 
     def _wrapped(self) -> nn.Module:
@@ -112,6 +119,12 @@ class Session:
         """The training loader, the model and what optimises it."""
         config = self.config
         self.training = self.open_loader(loader_name, split, training=True)
+        self.num_samples = split.num_samples
+        if self.training.batches_per_epoch == 0:
+            raise InputError(
+                f"--batch-size {config.batch_size}: the global batch of {self.global_batch} is larger than the "
+                f"{split.num_samples} training images of {config.data}"
+            )
         self.build_model(len(split.classes))
         self.optimizer = optim.build_optimizer(config, self.plain_model, self.global_batch)
         self.scheduler = optim.build_scheduler(config, self.optimizer, self.training.batches_per_epoch)
@@ -170,16 +183,29 @@ class Session:
             "scaler": self.scaler.state_dict(),
             "ema": None,
             "rng": random_states,
-            "position": asdict(self.position),
+            "position": asdict(self.position) | {"global_batch": self.global_batch, "samples": self.num_samples},
             "config": self.config.as_dict(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned; the weights are loaded already. Raises KeyError or ValueError."""
+        """Go on from what `state` returned; the weights are loaded already.
+
+        Raises InputError where the position would mean other samples, KeyError or ValueError where a part is
+        missing or does not fit.
+        """
+        position = dict(state["position"])
+        if (stored := position.pop("global_batch")) != self.global_batch:
+            per_process = stored / self.world.size
+            raise InputError(
+                f"its global batch is {stored}, not {self.global_batch}; give --batch-size {per_process:g}"
+            )
+        if (samples := position.pop("samples")) != self.num_samples:
+            raise InputError(f"its dataset has {samples} training images, not {self.num_samples}")
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.scaler.load_state_dict(state["scaler"])
-        self.position = Position(**state["position"])
+        self.position = Position(**position)
+        optim.apply_settings(self.config, self.optimizer, self.scheduler, self.global_batch)
         if len(state["rng"]) == self.world.size:
             self._set_random_state(state["rng"][self.world.rank])
 

@@ -8,7 +8,7 @@ libjpeg only warns of (missing or altered image data) DALI decodes as far as it 
 """
 
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -92,7 +92,7 @@ class DaliLoader:
         self.close()
         if start_batch >= self.batches_per_epoch:
             return iter(())
-        spec, on_gpu = self._spec, self._spec.device.type != "cpu"
+        spec, on_gpu = self._spec, self._spec.device.type == "cuda"
         source = _Source(spec, epoch, self._plan.batches(epoch, start_batch))
         self._pipeline = image_pipeline(
             source,
@@ -102,17 +102,18 @@ class DaliLoader:
             num_threads=max(1, spec.workers),
             device_id=spec.device.index or 0 if on_gpu else None,
             prefetch_queue_depth=PREFETCH,
+            exec_dynamic=True,  # outputs stay valid while a tensor shares them: the copy ahead asks for the next
         )
         self._pipeline.build()
-        return to_device(self._batches(self._pipeline, source), spec)
+        return to_device(self._batches(source), spec)
 
     def close(self) -> None:
         self._pipeline = None  # its last reference: DALI ends the threads
 
-    def _batches(self, pipeline: Pipeline, source: _Source) -> Generator[Batch, None, None]:
-        while True:
+    def _batches(self, source: _Source) -> Iterator[Batch]:
+        while self._pipeline is not None:
             try:
-                images, numbers = pipeline.run()
+                images, numbers = self._pipeline.run()
             except StopIteration:
                 return
             except RuntimeError:

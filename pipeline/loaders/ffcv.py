@@ -7,7 +7,7 @@ flips, in one pass per image; FFCV's own decoders draw crops that no seed reache
 
 import contextlib
 import queue
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numba
@@ -34,8 +34,8 @@ from ffcv.traversal_order.base import TraversalOrder  # noqa: E402
 
 from pipeline.augment import center_crop, random_flip, random_resized_crop  # noqa: E402
 from pipeline.contract import Batch, CropPolicy, Loader, LoaderSpec  # noqa: E402
-from pipeline.decode import decode  # noqa: E402
-from pipeline.formats.beton import BetonSamples  # noqa: E402
+from pipeline.decode import crop_and_resize, decode  # noqa: E402
+from pipeline.errors import InputError  # noqa: E402
 from pipeline.jpeg import turbojpeg  # noqa: E402
 from pipeline.plan import Indices, Plan, StreamPlan  # noqa: E402
 from pipeline.resize import resize_crop  # noqa: E402
@@ -60,7 +60,7 @@ torch.set_num_threads(_torch_threads)
 turbojpeg.load_from(ffcv._libffcv.__file__)
 
 
-@njit(cache=True, nogil=True)
+@njit(nogil=True)  # numba's cache would not notice a change of the functions it calls in other files
 def _load_image(decoder, jpeg, height, width, box, flip, out):  # type: ignore[no-untyped-def]
     """One image, from stored bytes to its place in the batch. Returns whether nothing was wrong with it."""
     if turbojpeg.read_size(decoder, jpeg) != (height, width):
@@ -241,19 +241,31 @@ class FfcvLoader:
         self._loader.next_epoch, self._order.start_batch = epoch, start_batch
         self._decoder.resolution = resolution
         self._iterator = iter(self._loader)
-        return to_device(self._host_batches(self._iterator), self._spec)
+        return to_device(self._host_batches(self._iterator, epoch, resolution), self._spec)
 
     def close(self) -> None:
         if self._iterator is not None:
             _stop(self._iterator)
             self._iterator = None
 
-    def _host_batches(self, iterator: EpochIterator) -> Generator[Batch, None, None]:
+    def _host_batches(self, iterator: EpochIterator, epoch: int, resolution: int) -> Iterator[Batch]:
         for (images, sound), pairs in _results(iterator):
             batch = Batch(images.permute(0, 3, 1, 2), pairs[:, 0], pairs[:, 1])
-            if not sound.all():
-                _judge(self._samples, batch.indices[~sound])
+            for row in (~sound).nonzero().flatten().tolist():
+                self._redo(batch, row, epoch, resolution)
             yield batch
+
+    def _redo(self, batch: Batch, row: int, epoch: int, resolution: int) -> None:
+        """Load an image that TurboJPEG reported with the reference decoder: it takes a few that TurboJPEG does
+        not, and of those that are only worth a warning it gives the same pixels. Raises InputError for the
+        rest."""
+        index, spec = int(batch.indices[row]), self._spec
+        image = decode(self._samples, index, self._samples[index].jpeg)
+        entry = self._samples.metadata["f0"][index]
+        if tuple(image.shape[1:]) != (entry["height"], entry["width"]):
+            raise InputError(f"{self._samples.name(index)}: not of the size that the file says; convert again")
+        crop = spec.crop.crop(spec.seed, epoch, index, *image.shape[1:])
+        batch.images[row] = crop_and_resize(image, crop, resolution)
 
 
 def _results(iterator: EpochIterator) -> Iterator[tuple]:
@@ -280,13 +292,6 @@ def _stop(iterator: EpochIterator) -> None:
         except queue.Empty:
             continue
     iterator.close()
-
-
-def _judge(samples: BetonSamples, suspects: torch.Tensor) -> None:
-    """Raise for the samples among `suspects` that the reference decoder refuses too; TurboJPEG also reports
-    what is only worth a warning."""
-    for index in suspects.tolist():
-        decode(samples, index, samples[index].jpeg)
 
 
 def create(spec: LoaderSpec) -> Loader:

@@ -60,6 +60,7 @@ class TorchLoader:
             num_workers=spec.workers,
             pin_memory=spec.device.type != "cpu",
             persistent_workers=spec.workers > 0,
+            generator=torch.Generator(),  # it draws a seed for the workers: not from the model's generator
         )
 
     def epoch(self, epoch: int, resolution: int, start_batch: int = 0) -> Iterator[Batch]:

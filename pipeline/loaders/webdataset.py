@@ -174,6 +174,7 @@ class WebDatasetLoader:
             batch_size=None,
             num_workers=num_workers,
             pin_memory=self._spec.device.type != "cpu",
+            generator=torch.Generator(),  # it draws a seed for the workers: not from the model's generator
         )
         self._iterator = iter(loader)
         return workers.results(self._iterator)

@@ -12,6 +12,8 @@ import torch
 
 from pipeline import loaders
 from pipeline.cli import run_command
+from pipeline.dataset import open_split
+from pipeline.plan import Plan
 from train.config import TrainConfig
 from train.run import main
 
@@ -70,7 +72,10 @@ def test_a_run_leaves_everything_a_user_looks_for(
     state = torch.load(run_dir / "checkpoints" / "step-00000022.pt", weights_only=True)
     expected = {"model", "optimizer", "scheduler", "scaler", "ema", "rng", "position", "config"}
     assert state.keys() == expected
-    assert state["position"] == {"epoch": 2, "batch": 0, "step": 22}
+    assert state["position"] == {"epoch": 2, "batch": 0, "step": 22, "global_batch": 4, "samples": 47}
+    # Resumed when all is done, as after a kill at the very end: the result stays.
+    again = ["--data", dataset, *SMALL, "--epochs", 2, "--run-dir", run_dir, "--loader", "torch", "--resume", "auto"]
+    assert train(*again, capsys=capsys)["top1"] == result["top1"]
 
 
 def test_every_loader_trains_on_the_same_samples(
@@ -105,11 +110,12 @@ def test_a_torchrun_environment_is_adopted(dataset: Path, tmp_path: Path) -> Non
     assert result_of(start(*arguments, launcher=torchrun))["evaluated"] == 19
 
 
+@pytest.mark.parametrize("loader", [name for name in loaders.names() if name != "synthetic"])
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
-    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], loader: str
 ) -> None:
     # A network with dropout, so that the random state counts.
-    common = ["--data", dataset, *SMALL, "--model", "torchvision/squeezenet1_1", "--epochs", 2, "--loader", "ffcv"]
+    common = ["--data", dataset, *SMALL, "--model", "torchvision/squeezenet1_1", "--epochs", 2, "--loader", loader]
     common += ["--checkpoint-every", 4, "--keep-checkpoints", 10]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(*common, "--run-dir", whole, capsys=capsys)
@@ -213,6 +219,38 @@ class TestBadInput:
         told = refused(*common, "--model", "alexnet", "--evaluate", checkpoint, capsys=capsys)
         assert "a checkpoint of torchvision/resnet18, not of --model alexnet" in told
         assert "holds a run" in refused(*common, "--epochs", 1, "--run-dir", run_dir, capsys=capsys)
+
+    def test_an_image_that_one_rank_cannot_read(self, dataset_copy: Path, tmp_path: Path) -> None:
+        split = open_split(dataset_copy, "train")
+        first_batch = next(Plan(num_samples=split.num_samples, batch_size=2, rank=1, world_size=2).batches(0))
+        bad = int(first_batch[0])
+        with split.shards.shard_of(bad).open("r+b") as shard:
+            shard.seek(split.shards.extent(bad)[0] + 512)
+            shard.write(bytes(200))
+        done = start("--data", dataset_copy, *SMALL, "--batch-size", 2, "--loader", "torch", "--nproc", 2)
+        assert done.returncode == 2, done.stderr
+        assert f"sample {bad}: cannot be decoded" in done.stderr.splitlines()[-1]
+
+    def test_a_position_that_would_mean_other_samples(
+        self, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run_dir = tmp_path / "run"
+        common = ["--data", dataset, *SMALL, "--loader", "torch", "--run-dir", run_dir]
+        train(*common, "--epochs", 1, "--checkpoint-every", 5, capsys=capsys)
+        config = (run_dir / "config.json").read_bytes()
+        other = [*common, "--batch-size", 8, "--resume", "auto"]
+        assert run_command(main, TrainConfig, [*map(str, other)]) == 2
+        assert "its global batch is 4, not 8; give --batch-size 4" in capsys.readouterr().err
+        older = run_dir / "checkpoints" / "step-00000010.pt"
+        assert run_command(main, TrainConfig, [*map(str, common), "--resume", str(older)]) == 2
+        assert "step-00000011.pt is newer" in capsys.readouterr().err
+        assert (run_dir / "config.json").read_bytes() == config
+
+    def test_a_batch_larger_than_the_dataset_under_torchrun(self, dataset: Path, tmp_path: Path) -> None:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        done = start("--data", dataset, *SMALL, "--batch-size", 24, "--loader", "torch", launcher=torchrun)
+        assert done.returncode != 0
+        assert "the global batch of 48 is larger than the 47 training images" in done.stderr
 
     @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04" + bytes(100)])
     def test_a_file_that_is_no_checkpoint(

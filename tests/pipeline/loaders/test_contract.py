@@ -4,6 +4,7 @@ Only the package of a loader can be missing; a machine set up by `make env` has 
 """
 
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -15,12 +16,14 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from images import three_to_one_jpeg
 
 from pipeline import loaders
 from pipeline.contract import MAX_DIFFERENCE, MEAN_DIFFERENCE, Batch, CropPolicy, Loader, LoaderSpec
 from pipeline.dataset import Split, open_split
 from pipeline.decode import crop_and_resize, decode
 from pipeline.errors import InputError
+from tools.convert_imagenet import ConvertSettings, convert
 
 READERS = [name for name in loaders.names() if name != "synthetic"]
 RESOLUTION = 48
@@ -188,7 +191,8 @@ def test_closing_in_the_middle_leaves_no_thread_or_process(module: ModuleType, s
     before = threads_and_processes()
     for taken in (0, 1, 2):
         loader = module.create(spec_of(split, batch_size=4, workers=2))
-        list(islice(loader.epoch(0, RESOLUTION), taken))
+        batches = loader.epoch(0, RESOLUTION)
+        list(islice(batches, taken))
         loader.close()
         loader.close()  # closing twice is allowed
         del loader
@@ -205,6 +209,18 @@ def test_a_new_epoch_ends_the_one_before(module: ModuleType, split: Split) -> No
     next(abandoned)
     assert_same(module, copies(loader.epoch(1, RESOLUTION)), list(reference(spec, 1, RESOLUTION)))
     loader.close()
+
+
+def test_a_jpeg_that_only_the_reference_decodes_has_its_pixels(
+    module: ModuleType, imagenet_folder: Path, tmp_path: Path
+) -> None:
+    src = shutil.copytree(imagenet_folder, tmp_path / "src")
+    shutil.rmtree(src / "val")
+    next((src / "train").glob("*/*.JPEG")).write_bytes(three_to_one_jpeg(64, 96))
+    convert(ConvertSettings(src=src, dst=tmp_path / "dst"))
+    spec = spec_of(open_split(tmp_path / "dst", "train"))
+    for epoch in (0, 1):
+        assert_same(module, collect(module, spec, epoch, RESOLUTION), list(reference(spec, epoch, RESOLUTION)))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
