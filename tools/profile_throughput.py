@@ -59,6 +59,8 @@ class ProfileSettings:
     def __post_init__(self) -> None:
         if self.windows < 1 or self.window_steps < 1:
             raise ValueError("--windows and --window-steps must be at least 1")
+        if not self.loader_names:
+            raise ValueError("--loader: name at least one")
         for name in self.loader_names:
             self.training_config(name)
 

@@ -10,16 +10,17 @@ from pipeline.errors import InputError
 from pipeline.formats.files import complete_or_absent
 
 State = dict[str, Any]
+FOLDER = "checkpoints"
 
 
 def path_for(run_dir: Path, step: int) -> Path:
     """Where the checkpoint after so many steps of the run is kept."""
-    return run_dir / "checkpoints" / f"step-{step:08d}.pt"
+    return run_dir / FOLDER / f"step-{step:08d}.pt"
 
 
 def existing(run_dir: Path) -> list[Path]:
     """The checkpoints of a run, newest last."""
-    return sorted((run_dir / "checkpoints").glob("step-*.pt"))
+    return sorted((run_dir / FOLDER).glob("step-*.pt"))
 
 
 def save(run_dir: Path, step: int, state: State, keep: int) -> Path:

@@ -39,12 +39,19 @@ def select(name: str, local_rank: int, local_world_size: int) -> torch.device:
         name = accelerator.type if accelerator is not None and accelerator.type in DEVICE_TYPES else "cpu"
     if name == "cpu":
         return torch.device("cpu")
-    _import_vendor(name)
-    available = _count(name)
-    if available < local_world_size:
-        raise InputError(f"--nproc {local_world_size}: this machine has {available} {name} device(s)")
+    require(name, local_world_size)
     torch.accelerator.set_device_index(local_rank)
     return torch.device(name, local_rank)
+
+
+def require(name: str, count: int) -> None:
+    """Raises InputError where the vendor's package or `count` devices are missing; takes none into use."""
+    if name in ("auto", "cpu"):
+        return
+    _import_vendor(name)
+    available = _count(name)
+    if available < count:
+        raise InputError(f"--nproc {count}: this machine has {available} {name} device(s)")
 
 
 def _import_vendor(name: str) -> None:

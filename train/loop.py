@@ -20,7 +20,7 @@ from pipeline.errors import InputError
 from pipeline.formats.files import complete_or_absent
 from train import checkpoint, optim
 from train.config import TrainConfig
-from train.device import configure_math, select, synchronize
+from train.device import configure_math, require, select, synchronize
 from train.launch import World, finalize, initialize
 from train.metrics import THROUGHPUT_DEFINITION, RunWriter, Throughput, Totals, plot_curves
 from train.session import Session, has_validation, open_data
@@ -32,6 +32,7 @@ Value = TypeVar("Value")
 
 def check(config: TrainConfig) -> None:
     """Find wrong input before any process is started. Raises InputError."""
+    require(config.device, config.nproc)
     split = open_data(config, "val" if config.evaluate else "train")
     for path in (config.evaluate, config.resume if config.resume != "auto" else None):
         if path and not Path(path).is_file():
@@ -77,6 +78,8 @@ def evaluate_checkpoint(session: Session, path: Path) -> dict[str, Any]:
     """The --evaluate command. Returns the result; images/s counts the evaluation from first to last image."""
     started = time.perf_counter()
     state = checkpoint.load(path)
+    # Without --resolution: the one it was trained at.
+    session.resolution = session.config.resolution or state["config"].get("resolution") or session.resolution
     split = open_data(session.config, "val")
     loader_name = choose_loader(session, split)
     session.build_model(len(split.classes))
@@ -85,7 +88,8 @@ def evaluate_checkpoint(session: Session, path: Path) -> dict[str, Any]:
     evaluation_started = time.perf_counter()
     evaluation = session.evaluate()
     images_per_s = evaluation["images"] / (time.perf_counter() - evaluation_started)
-    return result_line(evaluation, images_per_s, time.perf_counter() - started, loader_name, path.parent)
+    run_dir = path.parent.parent if path.parent.name == checkpoint.FOLDER else path.parent
+    return result_line(evaluation, images_per_s, time.perf_counter() - started, loader_name, run_dir)
 
 
 def choose_loader(session: Session, split: Split) -> str:

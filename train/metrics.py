@@ -45,14 +45,15 @@ class Totals:
 
     def result(self) -> dict[str, float]:
         """Over all processes: images, mean cross-entropy, top-1 and top-5 in percent. A collective call."""
+        counts, loss = self._counts.clone(), self._loss.clone()
         if dist.is_initialized():
-            dist.all_reduce(self._counts)
-            dist.all_reduce(self._loss)
-        images, top1, top5 = self._counts.tolist()
+            dist.all_reduce(counts)
+            dist.all_reduce(loss)
+        images, top1, top5 = counts.tolist()
         share = 100 / max(images, 1)
         return {
             "images": images,
-            "loss": self._loss.item() / max(images, 1),
+            "loss": loss.item() / max(images, 1),
             "top1": top1 * share,
             "top5": top5 * share,
         }

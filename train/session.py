@@ -30,7 +30,7 @@ IMAGENET_CLASSES = 1000
 
 def open_data(config: TrainConfig, name: str) -> Split:
     """A split of --data. The synthetic loader reads nothing, so without --data it stands for ImageNet."""
-    if config.loader == "synthetic" and not is_remote(config.data) and not Path(config.data).exists():
+    if _stands_for_imagenet(config):
         info = SplitInfo(samples=IMAGENET_SAMPLES[name], bytes=0, image_mode="synthetic")
         return Split(name, Path(config.data), tuple(map(str, range(IMAGENET_CLASSES))), info)
     return open_split(config.data, name)
@@ -38,9 +38,11 @@ def open_data(config: TrainConfig, name: str) -> Split:
 
 def has_validation(config: TrainConfig) -> bool:
     """Whether --data has a validation split, sound or not."""
-    if config.loader == "synthetic" and not is_remote(config.data) and not Path(config.data).exists():
-        return True
-    return "val" in split_names(config.data)
+    return _stands_for_imagenet(config) or "val" in split_names(config.data)
+
+
+def _stands_for_imagenet(config: TrainConfig) -> bool:
+    return config.loader == "synthetic" and not is_remote(config.data) and not Path(config.data).exists()
 
 
 @dataclass

@@ -13,9 +13,12 @@ import torch
 from pipeline import loaders
 from pipeline.cli import run_command
 from pipeline.dataset import open_split
+from pipeline.errors import InputError
 from pipeline.plan import Plan
 from train.config import TrainConfig
+from train.launch import World
 from train.run import main
+from train.session import Session
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--model", "torchvision/resnet18", "--resolution", "32", "--batch-size", "4", "--workers", "1"]
@@ -93,13 +96,15 @@ def test_every_loader_trains_on_the_same_samples(
     assert all(sequence == sequences["torch"] for sequence in sequences.values())
 
 
-def test_two_processes_share_the_batches_of_one(dataset: Path, tmp_path: Path) -> None:
+def test_two_processes_share_the_batches_of_one(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The same global batches, every validation image counted once, the same accuracy for the same weights."""
     two, one = tmp_path / "two", tmp_path / "one"
     common = ["--data", dataset, "--loader", "torch", "--epochs", 1, "--log-indices", *SMALL]
     result = result_of(start(*common, "--batch-size", 2, "--nproc", 2, "--run-dir", two))
     assert result["evaluated"] == 19
-    assert result_of(start(*common, "--run-dir", one))["evaluated"] == 19
+    assert train(*common, "--run-dir", one, capsys=capsys)["evaluated"] == 19
     halves = zip(indices(two, 0), indices(two, 1), strict=True)
     assert indices(one) == [first + second for first, second in halves]
 
@@ -143,7 +148,7 @@ def test_a_compiled_model_trains_and_evaluates_alike(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_dir = tmp_path / "run"
-    common = ["--data", dataset, *SMALL, "--loader", "torch"]
+    common = ["--data", dataset, *SMALL, "--model", "torchvision/squeezenet1_1", "--loader", "torch"]
     trained = train(*common, "--compile", "--epochs", 1, "--run-dir", run_dir, capsys=capsys)
     evaluated = train(*common, "--evaluate", run_dir / "checkpoints" / "step-00000011.pt", capsys=capsys)
     assert evaluated["loss"] == pytest.approx(trained["loss"], rel=1e-4)
@@ -155,9 +160,12 @@ def test_evaluate_gives_what_training_saw(dataset: Path, tmp_path: Path, capsys:
     trained = train(*common, "--epochs", 1, "--run-dir", run_dir, capsys=capsys)
     checkpoint = run_dir / "checkpoints" / "step-00000011.pt"
     evaluated = train(*common, "--evaluate", checkpoint, capsys=capsys)
-    for key in ("top1", "top5", "evaluated", "loss"):
+    for key in ("top1", "top5", "evaluated", "loss", "run_dir"):
         assert evaluated[key] == trained[key]
-    spread = result_of(start(*common, "--evaluate", checkpoint, "--nproc", 3, "--batch-size", 7))
+    # --resolution and --batch-size as by default: the checkpoint knows what it was trained at.
+    plain = ["--data", dataset, "--model", "torchvision/resnet18", "--loader", "torch", "--evaluate", checkpoint]
+    assert train(*plain, capsys=capsys)["top1"] == trained["top1"]
+    spread = result_of(start(*common, "--evaluate", checkpoint, "--nproc", 2, "--batch-size", 7))
     assert (spread["top1"], spread["evaluated"]) == (trained["top1"], 19)
 
 
@@ -203,11 +211,9 @@ class TestBadInput:
         assert not (tmp_path / "runs").exists()
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="has CUDA devices")
-    def test_more_processes_than_devices(self, dataset: Path, tmp_path: Path) -> None:
-        done = start("--data", dataset, *SMALL, "--device", "cuda", "--nproc", 2)
-        assert done.returncode == 2
-        assert done.stdout == ""
-        assert done.stderr == "error: --nproc 2: this machine has 0 cuda device(s)\n"
+    def test_more_processes_than_devices(self, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        told = refused("--data", dataset, *SMALL, "--device", "cuda", "--nproc", 2, capsys=capsys)
+        assert told == "error: --nproc 2: this machine has 0 cuda device(s)"
 
     def test_a_checkpoint_of_another_model(
         self, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -246,11 +252,14 @@ class TestBadInput:
         assert "step-00000011.pt is newer" in capsys.readouterr().err
         assert (run_dir / "config.json").read_bytes() == config
 
-    def test_a_batch_larger_than_the_dataset_under_torchrun(self, dataset: Path, tmp_path: Path) -> None:
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        done = start("--data", dataset, *SMALL, "--batch-size", 24, "--loader", "torch", launcher=torchrun)
-        assert done.returncode != 0
-        assert "the global batch of 48 is larger than the 47 training images" in done.stderr
+    def test_a_batch_larger_than_the_dataset_in_a_world_that_torchrun_made(self, dataset: Path) -> None:
+        """There --nproc is not given, and the world is known only to the processes."""
+        config = TrainConfig(data=str(dataset), model="torchvision/resnet18", batch_size=24, loader="torch")
+        with (
+            Session(config, World(size=2), torch.device("cpu")) as session,
+            pytest.raises(InputError, match="the global batch of 48 is larger than the 47 training images"),
+        ):
+            session.build_training("torch", open_split(dataset, "train"))
 
     @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04" + bytes(100)])
     def test_a_file_that_is_no_checkpoint(

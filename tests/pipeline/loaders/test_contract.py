@@ -5,6 +5,7 @@ Only the package of a loader can be missing; a machine set up by `make env` has 
 
 import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -283,6 +284,20 @@ def test_folder_data_is_read_in_place(module: ModuleType, imagenet_folder: Path)
 def test_an_unknown_loader_lists_the_known_ones() -> None:
     with pytest.raises(InputError, match=r"ffcv.*torch.*auto"):
         loaders.load("bogus")
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "command"),
+    [("ffcv", "ffcv", "make env"), ("dali", "nvidia.dali", "pip install nvidia-dali-cuda130")],
+)
+def test_a_missing_package_is_named_with_its_install_command(
+    monkeypatch: pytest.MonkeyPatch, name: str, package: str, command: str
+) -> None:
+    """None in sys.modules is how Python's own import says that a module cannot be had."""
+    monkeypatch.delitem(sys.modules, f"pipeline.loaders.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError, match=f"--loader {name} needs .*not installed: {command}"):
+        loaders.load(name)
 
 
 def test_auto_says_why(dataset: Path, imagenet_folder: Path) -> None:
