@@ -23,7 +23,7 @@ from train.config import TrainConfig
 from train.device import configure_math, require, select, synchronize
 from train.launch import World, finalize, initialize
 from train.metrics import THROUGHPUT_DEFINITION, RunWriter, Throughput, Totals, plot_curves
-from train.session import Session, has_validation, open_data
+from train.session import Session, batch_too_large, has_validation, open_data
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +39,7 @@ def check(config: TrainConfig) -> None:
             raise InputError(f"{path}: no such checkpoint")
     global_batch = config.batch_size * config.nproc * config.nnodes
     if not config.evaluate and global_batch > split.num_samples:
-        raise InputError(
-            f"--batch-size {config.batch_size}: the global batch of {global_batch} is larger than the "
-            f"{split.num_samples} training images of {config.data}"
-        )
+        raise batch_too_large(config, global_batch, split)
 
 
 def run(config: TrainConfig, world: World) -> dict[str, Any] | None:
@@ -110,6 +107,7 @@ def open_validation(session: Session, loader_name: str) -> None:
         return
     split = open_data(session.config, "val")
     session.validation = session.open_loader(loader_name, split, training=False)
+    session.validation_samples = split.num_samples
 
 
 def same_on_all(value: Value, world: World) -> Value:

@@ -45,6 +45,14 @@ def _stands_for_imagenet(config: TrainConfig) -> bool:
     return config.loader == "synthetic" and not is_remote(config.data) and not Path(config.data).exists()
 
 
+def batch_too_large(config: TrainConfig, global_batch: int, split: Split) -> InputError:
+    """What is wrong where an epoch has not one whole global batch."""
+    return InputError(
+        f"--batch-size {config.batch_size}: the global batch of {global_batch} is larger than the "
+        f"{split.num_samples} training images of {config.data}"
+    )
+
+
 @dataclass
 class Position:
     """Where a run is: `batch` batches of epoch `epoch` are done, `step` optimiser steps in all."""
@@ -63,6 +71,7 @@ class Session:
     """The same without the wrapper, for evaluation."""
     training: Loader
     validation: Loader | None = None
+    validation_samples: int
 
     def __init__(self, config: TrainConfig, world: World, device: torch.device) -> None:
         self.config, self.world, self.device = config, world, device
@@ -123,10 +132,7 @@ class Session:
         self.training = self.open_loader(loader_name, split, training=True)
         self.num_samples = split.num_samples
         if self.training.batches_per_epoch == 0:
-            raise InputError(
-                f"--batch-size {config.batch_size}: the global batch of {self.global_batch} is larger than the "
-                f"{split.num_samples} training images of {config.data}"
-            )
+            raise batch_too_large(config, self.global_batch, split)
         self.build_model(len(split.classes))
         self.optimizer = optim.build_optimizer(config, self.plain_model, self.global_batch)
         self.scheduler = optim.build_scheduler(config, self.optimizer, self.training.batches_per_epoch)
@@ -157,7 +163,9 @@ class Session:
             for batch in self.validation.epoch(0, self.resolution):
                 totals.add(self.plain_model(batch.images), batch.labels)
         self.plain_model.train()
-        return totals.result()
+        result = totals.result()
+        assert result["images"] == self.validation_samples, "an evaluation counts every image exactly once"
+        return result
 
     def _autocast(self) -> torch.autocast:
         dtype = AMP_DTYPES[self.config.amp]
