@@ -1,14 +1,15 @@
 # Everything runs from the checkout, inside .venv, which `make env` makes and the other targets call for.
 PYTHON ?= python3
 TESTARGS ?=
+BENCHARGS ?=
 VENV_PYTHON := .venv/bin/python
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint clean
+.PHONY: help env demo test lint bench-convert clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 env: $(READY) ## Install everything into .venv; `make -B env` looks again for what was left out
 
@@ -26,6 +27,9 @@ lint: env ## Check style, format and types
 	$(VENV_PYTHON) -m ruff check .
 	$(VENV_PYTHON) -m ruff format --check .
 	$(VENV_PYTHON) -m mypy
+
+bench-convert: env ## Measure the converter beside FFCV's and webdataset's writers; `BENCHARGS="--src IMAGENET"`
+	$(VENV_PYTHON) tools/bench_convert.py $(BENCHARGS)
 
 clean: ## Remove .venv and the caches; data and runs stay
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

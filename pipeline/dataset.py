@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.errors import InputError
-from pipeline.formats.beton import BetonInfo, BetonSamples, head_digest
+from pipeline.formats.beton import BetonInfo, BetonSamples, Extent, head_matches
 from pipeline.formats.files import complete_or_absent
 from pipeline.formats.folder import FolderSamples, list_class_folders, list_classes
 from pipeline.formats.remote import RemoteShards, is_remote, read_text
 from pipeline.formats.samples import Samples
 from pipeline.formats.shards import ShardInfo, ShardSamples
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "dataset.json"
+RAW_MODES = ("raw", "proportion")
+"""Image modes with raw pixels, or some: they are in .beton files only."""
 
 Info = TypeVar("Info")
 
@@ -29,7 +31,7 @@ class SplitInfo:
 
     samples: int
     bytes: int  # of the stored JPEGs
-    image_mode: str
+    image_mode: str  # how images are stored: the converter's --jpeg
     shards: tuple[ShardInfo, ...] = ()
     beton: BetonInfo | None = None
 
@@ -87,9 +89,17 @@ def _checked(made: Info) -> Info:
     return made
 
 
+def _beton_info(fields: dict[str, Any]) -> BetonInfo:
+    extents = tuple(_checked(Extent(**extent)) for extent in fields["extents"])
+    info = _checked(BetonInfo(**{**fields, "extents": extents}))
+    if len(extents) < 2 or sum(extent.bytes for extent in extents) != info.bytes:
+        raise ValueError("extents that do not add up")
+    return info
+
+
 def _split_info(fields: dict[str, Any]) -> SplitInfo:
     shards = tuple(_checked(ShardInfo(**shard)) for shard in fields["shards"])
-    beton = _checked(BetonInfo(**fields["beton"])) if fields["beton"] else None
+    beton = _beton_info(fields["beton"]) if fields["beton"] else None
     info = _checked(SplitInfo(**{**fields, "shards": shards, "beton": beton}))
     names = [shard.name for shard in shards] + ([beton.name] if beton else [])
     if len(set(names)) != len(names) or not all(
@@ -145,7 +155,7 @@ class Split:
         if len(samples) != self.info.samples:
             raise InputError(f"{self.beton_path}: {len(samples)} samples, not {self.info.samples}; convert again")
         _check_size(self.beton_path, self.info.beton.bytes)
-        if head_digest(self.beton_path, self.info.beton.head_bytes) != self.info.beton.head_sha256:
+        if not head_matches(self.beton_path, self.info.beton):
             raise InputError(f"{self.beton_path}: altered since it was converted; convert again")
         return samples
 
@@ -165,12 +175,13 @@ class Split:
 
     @property
     def formats(self) -> tuple[str, ...]:
-        """How the split is stored: of "folder", "webdataset", "ffcv", or "remote"."""
+        """How the split is stored: of "folder", "webdataset", "ffcv" ("ffcv-raw" with raw pixels), or "remote"."""
         if self.url:
             return ("remote",)
         if self.info is None:
             return ("folder",)
-        return (("webdataset",) if self.info.shards else ()) + (("ffcv",) if self.info.beton else ())
+        beton = "ffcv-raw" if self.info.image_mode in RAW_MODES else "ffcv"
+        return (("webdataset",) if self.info.shards else ()) + ((beton,) if self.info.beton else ())
 
     def _lacks(self, what: str, format_name: str) -> str:
         return (

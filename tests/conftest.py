@@ -47,7 +47,7 @@ def dataset(imagenet_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """`imagenet_folder` converted to both formats, in several shards."""
     dst = tmp_path_factory.mktemp("converted") / "shards"
     labels = imagenet_folder / "val_labels.txt"
-    convert(ConvertSettings(src=imagenet_folder, dst=dst, val_labels=labels, shard_size="100KB", workers=2))
+    convert(ConvertSettings(src=(imagenet_folder,), dst=dst, val_labels=labels, shard_size="100KB", workers=2))
     return dst
 
 

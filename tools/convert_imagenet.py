@@ -1,10 +1,13 @@
-"""Convert ImageNet folders to WebDataset shards and FFCV `.beton` files.
+"""Convert ImageNet to WebDataset shards and FFCV `.beton` files.
 
-    python tools/convert_imagenet.py --src data/imagenet --dst data/shards --val-labels valprep.sh
+    python tools/convert_imagenet.py --src data/imagenet --dst data/shards
+    python tools/convert_imagenet.py --src ILSVRC2012_img_train.tar ILSVRC2012_img_val.tar ILSVRC2012_devkit_t12.tar.gz
 
-`--src` holds `train/<wnid>/*.JPEG` and `val/`, either in class folders too or flat with `--val-labels`. JPEG
-bytes are kept as they are; what no decoder reads alike (CMYK, PNG in disguise, 12 bit) is re-encoded once at
-quality 95 and listed in report.json. Every image is decoded once: one that cannot be stops the conversion.
+`--src` is what you have: ImageNet's folders, the official archives (read in place), Kaggle's download, or WebDataset
+shards; a folder with any of these. Labels of a flat validation set are found next to it, or given with
+`--val-labels`. Every image is decoded once, so that a bad one is found now and not in training.
+
+A conversion that was interrupted continues when the same command is started again, and ends with the same bytes.
 """
 
 import sys
@@ -13,72 +16,109 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import contextlib
-import io
-import json
+import hashlib
 import logging
 import os
 import re
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from pipeline.cli import run_command
-from pipeline.dataset import MANIFEST, Manifest, SplitInfo
+from pipeline.conversion.images import BadImage, Handling, Subsampling, prepare
+from pipeline.conversion.sources import SPLITS, Images, Request, Source, open_source
+from pipeline.conversion.work import Part, Shard, State, Workspace, plan_shards, source_digest
+from pipeline.conversion.writing import BAD_LIST, FINISHING, Job, finish, in_order, write_split
+from pipeline.dataset import MANIFEST
 from pipeline.errors import InputError
-from pipeline.formats.beton import BetonInfo, BetonWriter, page_size_for
+from pipeline.formats.beton import head_bytes, page_size_for
 from pipeline.formats.files import complete_or_absent
-from pipeline.formats.folder import list_class_folders, list_classes, list_images
-from pipeline.formats.shards import ShardInfo, ShardWriter
-from pipeline.jpeg.headers import JpegError, read_header
-from pipeline.labels import label_images, read_validation_labels
 
 log = logging.getLogger(__name__)
 
-REENCODE_QUALITY = 95
-# What PIL may open: formats it decodes itself. For PostScript, say, it would start a program.
-IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
-STATE = ".conversion"  # marks a target whose conversion has not finished
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
-
-Listing = list[tuple[Path, int]]
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+RAW_PAGE = 1 << 26  # bytes, without --max-side: room for 22 million pixels
+LARGEST_PAGE = 1 << 30
+GROWTH_SAMPLES = 64  # images that tell how much re-encoding shrinks a split
+LOG_SECONDS = 30  # between lines of progress where there is no terminal
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertSettings:
-    """Convert ImageNet folders to WebDataset shards and FFCV .beton files."""
+    """Convert ImageNet to WebDataset shards and FFCV .beton files."""
 
-    src: Path = Path("data/imagenet")
-    """Folder with train/<wnid>/*.JPEG and val/."""
+    src: tuple[Path, ...] = (Path("data/imagenet"),)
+    """ImageNet's folder, archives, Kaggle's download or WebDataset shards; several paths where they are apart."""
     dst: Path = Path("data/shards")
     """Dataset directory to make."""
     format: tuple[Literal["webdataset", "ffcv"], ...] = ("webdataset", "ffcv")
     """What to write."""
+    splits: tuple[Literal["train", "val"], ...] = ("train", "val")
+    """What to convert."""
     val_labels: Path | None = None
-    """valprep.sh or a file with one wnid a line in file-name order, for a flat val/."""
+    """For flat validation images: valprep.sh, the development kit (folder or archive), Kaggle's csv, or a file with
+    one wnid a line in file-name order. Found next to the source if it has its usual name."""
+    classes: Path | None = None
+    """File with one wnid a line: convert only these classes, or fix the list. The index is the sorted position."""
+    jpeg: Literal["keep", "reencode", "raw", "proportion"] = "keep"
+    """Store JPEG bytes as they are, encode all again, store pixels, or a mix of JPEGs and pixels (as FFCV's
+    "proportion"). Pixels are for .beton files only."""
+    max_side: int | None = None
+    """Longest side in pixels; larger images are reduced. Not with --jpeg keep."""
+    quality: int | None = None
+    """JPEG quality of what is encoded again (default 90)."""
+    subsampling: Subsampling | None = None
+    """Chroma subsampling of what is encoded again (default 420)."""
+    compress_probability: float = 0.5
+    """Share of JPEGs with --jpeg proportion."""
+    on_bad: Literal["fail", "skip"] = "fail"
+    """An image that cannot be decoded: stop and list all of them, or leave them out."""
+    verify: bool = True
+    """Decode every image once. Without, only the headers are read."""
     shard_size: str = "256MB"
     """Largest WebDataset shard."""
     workers: int = len(os.sched_getaffinity(0))
     """Threads that read and check images."""
     seed: int = 0
     """Shuffles the training images once, so that streaming reads are mixed."""
+    part: str | None = None
+    """K/N: write the K-th of N shares, on any machine. When all are written, --merge puts them together."""
+    merge: bool = False
+    """Put the parts in --dst together; reads no images."""
 
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise ValueError(f"--workers {self.workers}: must be at least 1")
+        if not self.src:
+            raise ValueError("--src: name a folder or archives")
         if not self.format:
             raise ValueError("--format: name webdataset, ffcv or both")
+        if not self.splits:
+            raise ValueError("--splits: name train, val or both")
         if self.seed < 0:
             raise ValueError(f"--seed {self.seed}: must be at least 0")
-        _ = self.shard_bytes
+        if self.merge and self.part:
+            raise ValueError("--merge: not together with --part")
+        self._check_images()
+        _ = self.shard_bytes, self.the_part
+
+    def _check_images(self) -> None:
+        for name in ("max_side", "quality", "subsampling"):
+            if self.jpeg == "keep" and (value := getattr(self, name)) is not None:
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag} {value}: --jpeg keep leaves images as they are; use --jpeg reencode")
+        if self.jpeg in ("raw", "proportion") and "webdataset" in self.format:
+            raise ValueError(f"--jpeg {self.jpeg}: pixels are for .beton files; add --format ffcv")
+        if self.max_side is not None and not 1 <= self.max_side <= 65535:
+            raise ValueError(f"--max-side {self.max_side}: must be from 1 to 65535")
+        if self.quality is not None and not 1 <= self.quality <= 100:
+            raise ValueError(f"--quality {self.quality}: must be from 1 to 100")
+        if not 0 <= self.compress_probability <= 1:
+            raise ValueError(f"--compress-probability {self.compress_probability}: must be from 0 to 1")
 
     @property
     def shard_bytes(self) -> int:
@@ -88,169 +128,202 @@ class ConvertSettings:
             raise ValueError(f"--shard-size {self.shard_size}: write it like 256MB or 1GB")
         return int(float(match.group(1)) * _UNITS[match.group(2)])
 
+    @property
+    def the_part(self) -> Part:
+        """--part, the only one if it is not given."""
+        match = re.fullmatch(r"(\d{1,3})/(\d{1,3})", self.part or "1/1")
+        if not match or not 1 <= int(match.group(1)) <= int(match.group(2)):
+            raise ValueError(f"--part {self.part}: write it like 3/16")
+        return Part(int(match.group(1)), int(match.group(2)))
 
-@dataclass(frozen=True)
-class CheckedImage:
-    """An image as it will be stored."""
-
-    path: Path
-    label: int
-    jpeg: bytes
-    height: int
-    width: int
-    remark: str | None  # what was odd, and what was done
-
-
-def list_source(settings: ConvertSettings) -> tuple[list[str], dict[str, Listing]]:
-    """The classes and, for each split, every image with its class. Raises InputError before anything is read."""
-    train = settings.src / "train"
-    if not train.is_dir():
-        raise InputError(
-            f"--src {settings.src}: no folder train/ in it; it must hold ImageNet's train/<wnid>/*.JPEG "
-            f"(`python tools/make_demo_data.py` makes demo data)"
+    def handling(self, largest: int) -> Handling:
+        """How images are stored in pages of `largest` bytes."""
+        return Handling(
+            jpeg=self.jpeg,
+            max_side=self.max_side,
+            quality=self.quality or Handling.quality,
+            subsampling=self.subsampling or Handling.subsampling,
+            compress_probability=self.compress_probability,
+            seed=self.seed,
+            verify=self.verify,
+            largest=largest,
         )
-    classes = list_classes(train)
-    if not classes:
-        raise InputError(f"{train}: no class folders")
-    splits = {"train": list_class_folders(train, classes)}
-    order = np.random.Generator(np.random.PCG64(settings.seed)).permutation(len(splits["train"]))
-    splits["train"] = [splits["train"][position] for position in order]
-    if (settings.src / "val").is_dir():
-        splits["val"] = list_validation(settings, classes)
-    else:
-        if settings.val_labels:
-            raise InputError(f"--val-labels {settings.val_labels}: there is no {settings.src / 'val'}")
-        log.info("%s: no val/, converting train only", settings.src)
-    return classes, splits
 
 
-def list_validation(settings: ConvertSettings, classes: list[str]) -> Listing:
-    """The validation images with their classes, from class folders or from a flat folder and --val-labels."""
-    folder = settings.src / "val"
-    images = list_images(folder)
-    # A stray folder beside flat images (what a NAS leaves, say) is passed over like any other stray file.
-    if any(name in classes or not images for name in list_classes(folder)):
-        if settings.val_labels:
-            raise InputError(f"--val-labels: not needed, {folder} is in class folders already; leave it out")
-        return list_class_folders(folder, classes)
-    if not images:
-        raise InputError(f"{folder}: no images and no class folders")
-    if settings.val_labels is None:
-        raise InputError(f"{folder}: {len(images)} images without class folders; give --val-labels FILE")
-    labels = read_validation_labels(settings.val_labels)
-    return label_images(images, labels, classes, settings.val_labels)
+class Progress:
+    """Images/s, MB/s, remaining time and odd files so far: a bar on a terminal, else a line every 30 s."""
+
+    def __init__(self, split: str, total: int) -> None:
+        self._bar = tqdm(desc=split, total=total, unit="img", disable=None)
+        self._split, self._total = split, total
+        self._started = self._told = time.monotonic()
+        self._images = self._resumed = self._bytes = self._odd = 0
+
+    def resumed(self, images: int, odd: int) -> None:
+        """Images that were written by an earlier attempt."""
+        self._resumed, self._odd = self._resumed + images, self._odd + odd
+        self._bar.initial = self._bar.n = self._resumed
+
+    def read(self, size: int, odd: bool) -> None:
+        """One image of `size` bytes."""
+        self._images, self._bytes, self._odd = self._images + 1, self._bytes + size, self._odd + odd
+        now = time.monotonic()
+        if not self._bar.disable:
+            self._bar.set_postfix_str(f"{self._rate(now)}, {self._odd} odd", refresh=False)
+        elif now - self._told > LOG_SECONDS:
+            self._told = now
+            log.info("%s", self._line(now))
+        self._bar.update()
+
+    def close(self) -> None:
+        """The end of the bar."""
+        self._bar.close()
+
+    def _rate(self, now: float) -> str:
+        return f"{self._bytes / 1e6 / max(now - self._started, 1e-3):.0f} MB/s"
+
+    def _line(self, now: float) -> str:
+        per_second = self._images / (now - self._started)
+        left = (self._total - self._resumed - self._images) / per_second
+        return (
+            f"{self._split}: {self._resumed + self._images} of {self._total} images, {per_second:.0f} images/s, "
+            f"{self._rate(now)}, {left / 60:.0f} min left, {self._odd} odd"
+        )
 
 
-def check_image(path: Path, label: int) -> CheckedImage:
-    """Read an image, decode it once, and re-encode it if decoders would differ. Raises InputError."""
+def growth_of(images: Images, settings: ConvertSettings) -> float:
+    """Stored bytes per source byte, told by a few images spread over the split: the same on every machine."""
+    if settings.jpeg != "reencode":
+        return 1.0
+    chosen = np.unique(np.linspace(0, len(images) - 1, GROWTH_SAMPLES).astype(int)).tolist()
+    handling, before, after = settings.handling(1 << 32), 0, 0
+    stored = in_order(lambda index: _stored_bytes(images, index, handling), chosen, settings.workers)
+    for index, size in zip(chosen, stored, strict=True):
+        if size:
+            before, after = before + int(images.sizes[index]), after + size
+    return after / before if before else 1.0
+
+
+def _stored_bytes(images: Images, index: int, handling: Handling) -> int:
     try:
-        data = path.read_bytes()
-        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
-            image.load()
-            remark = _oddity(data, image)
-            if remark:
-                data = _reencoded(image)
-        header = read_header(data)
-    except JpegError as error:
-        raise InputError(f"{path}: {error}; remove or replace it") from None
-    except UnidentifiedImageError:
-        raise InputError(f"{path}: not an image; remove or replace it") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot be read as an image ({error}); remove or replace it") from None
-    return CheckedImage(path, label, data, header.height, header.width, remark)
+        return len(prepare(images.read(index), index, handling).data)
+    except BadImage:
+        return 0
 
 
-def _oddity(data: bytes, image: Image.Image) -> str | None:
-    """Why the bytes cannot be kept, or None."""
-    if image.format not in ("JPEG", "MPO"):  # MPO: a JPEG with more pictures behind it
-        return f"a {image.format} file"
-    header = read_header(data)
-    if header.is_decodable_everywhere:
-        return None
-    return f"a JPEG of {header.precision} bit with {len(header.components)} components (mode {image.mode})"
+def page_size_of(images: Images, settings: ConvertSettings, growth: float) -> int:
+    """A page for the largest image of a split, as it will be stored."""
+    if settings.jpeg not in ("raw", "proportion"):
+        # An image can grow more than the others. What does not fit is a bad image.
+        return page_size_for(min(int(images.sizes.max() * max(1.0, 2 * growth)), LARGEST_PAGE))
+    return page_size_for(3 * settings.max_side**2) if settings.max_side else RAW_PAGE
 
 
-def _reencoded(image: Image.Image) -> bytes:
-    encoded = io.BytesIO()
-    image.convert("RGB").save(encoded, "JPEG", quality=REENCODE_QUALITY)
-    return encoded.getvalue()
+def plan(settings: ConvertSettings, source: Source) -> State:
+    """What will be written, and all that it depends on."""
+    growths = {split: growth_of(images, settings) for split, images in source.splits.items()}
+    shards = [
+        shard
+        for split, images in source.splits.items()
+        for shard in plan_shards(split, images, settings.shard_bytes, growths[split])
+    ]
+    digest = hashlib.sha256()
+    for shard in shards:
+        digest.update(source_digest(shard, source.splits[shard.split]).encode())
+    return State(
+        paths=paths_of(settings),
+        arguments=arguments_of(settings),
+        classes=list(source.classes),
+        samples={split: len(images) for split, images in source.splits.items()},
+        page_sizes={split: page_size_of(source.splits[split], settings, growths[split]) for split in growths},
+        shards=[[shard.split, shard.number, shard.start, shard.stop] for shard in shards],
+        digest=digest.hexdigest(),
+    )
 
 
-def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """Map with threads, in order, with a bounded number of results waiting.
-
-    Reading, decoding and hashing release the GIL, so threads use every core without copying images between
-    processes.
-    """
-    waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > 4 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+def arguments_of(settings: ConvertSettings) -> dict[str, Any]:
+    """The flags that the written bytes depend on, besides the source."""
+    handling = asdict(settings.handling(0))
+    del handling["largest"]
+    return {
+        **handling,
+        "format": sorted({*settings.format}),
+        "splits": sorted({*settings.splits}),
+        "shard_size": settings.shard_bytes,
+        "part": f"K/{settings.the_part.count}",
+    }
 
 
-def convert_split(
-    settings: ConvertSettings, name: str, listing: Listing, classes: list[str], report: list[dict[str, str]]
-) -> SplitInfo:
-    """Write one split in every format, in one pass over the source."""
-    largest = max(path.stat().st_size for path, _ in listing)
-    shards = ShardWriter(settings.dst, name, settings.shard_bytes) if "webdataset" in settings.format else None
-    beton = None
-    if "ffcv" in settings.format:
-        # What is re-encoded can grow, noise in a small PNG more than twofold.
-        beton = BetonWriter(settings.dst, name, classes, len(listing), page_size_for(4 * largest))
-    total = 0
-    try:
-        checked = in_order(lambda entry: check_image(*entry), listing, settings.workers)
-        for image in tqdm(checked, desc=name, total=len(listing), unit="img", disable=None):
-            total += len(image.jpeg)
-            if image.remark:
-                report.append({"split": name, "file": str(image.path), "odd": image.remark, "done": "re-encoded"})
-            if shards:
-                shards.add(image.path.stem, image.jpeg, image.label)
-            if beton:
-                beton.add(image.jpeg, image.height, image.width, image.label)
-        finished: tuple[ShardInfo, ...] = tuple(shards.close()) if shards else ()
-        beton_info: BetonInfo | None = beton.close() if beton else None
-    except BaseException:
-        if shards:
-            shards.abort()
-        if beton:
-            beton.abort()
-        raise
-    return SplitInfo(samples=len(listing), bytes=total, image_mode="keep", shards=finished, beton=beton_info)
+def paths_of(settings: ConvertSettings) -> dict[str, Any]:
+    """The flags that say where the source is, which may be another place on each machine."""
+    return {
+        "src": [str(path.resolve()) for path in settings.src],
+        "val_labels": str(settings.val_labels.resolve()) if settings.val_labels else None,
+        "classes": str(settings.classes.resolve()) if settings.classes else None,
+    }
 
 
-def prepare_target(dst: Path) -> None:
-    """Make the dataset directory; drop what an interrupted conversion left. Raises InputError if it is in use."""
-    if (dst / MANIFEST).exists():
+def begin(workspace: Workspace, settings: ConvertSettings) -> None:
+    """Make the work folder. Raises InputError where the target is in use for something else."""
+    dst = settings.dst
+    if (dst / MANIFEST).exists() and (settings.part or not workspace.folder.exists()):
         raise InputError(f"--dst {dst}: holds a converted dataset already; remove it or choose another")
     if dst.exists() and not dst.is_dir():
         raise InputError(f"--dst {dst}: is a file; choose a directory")
-    dst.mkdir(parents=True, exist_ok=True)
-    if (dst / STATE).exists():
-        remove_unfinished(dst)
-    elif found := unfinished_files(dst):
+    for name in ("webdataset", "ffcv"):
+        if (dst / name).exists() and not (dst / name).is_dir():
+            raise InputError(f"--dst {dst}: {name} in it is a file; remove it or choose another")
+    if not workspace.folder.exists() and (found := finished_files(dst)):
         raise InputError(f"--dst {dst}: holds {found[0].name}, not from an unfinished conversion; choose another")
-    (dst / STATE).touch()
+    refuse_other_flags(workspace, settings)
+    workspace.folder.mkdir(parents=True, exist_ok=True)
 
 
-def unfinished_files(dst: Path) -> list[Path]:
-    """Files of the names that a conversion gives and that are not part of a finished one."""
-    ours = re.compile(r"\.?((train|val)-\d{6}\.(tar|idx)|(train|val)\.beton)(\.partial)?")
+def finished_files(dst: Path) -> list[Path]:
+    """Files of the names that a conversion gives."""
+    ours = re.compile(r"(train|val)-\d{6}\.(tar|idx)|(train|val)\.beton")
     return [path for folder in ("webdataset", "ffcv") for path in (dst / folder).glob("*") if ours.fullmatch(path.name)]
 
 
-def remove_unfinished(dst: Path) -> None:
-    """Remove what a conversion wrote that did not get to its dataset.json."""
-    for path in [*unfinished_files(dst), dst / STATE]:
-        path.unlink(missing_ok=True)
+def refuse_other_flags(workspace: Workspace, settings: ConvertSettings) -> None:
+    """Raises InputError where the work folder is of a conversion with other flags; it says which."""
+    for part in workspace.parts():
+        state = workspace.state(part)
+        assert state is not None
+        then, now = state.arguments, arguments_of(settings)
+        if part == settings.the_part:
+            then, now = {**state.paths, **then}, {**paths_of(settings), **now}
+        if told := ", ".join(differences(then, now)):
+            raise InputError(
+                f"--dst {workspace.dst}: holds an unfinished conversion with other arguments ({told}); start that one "
+                f"again, or remove {workspace.folder}"
+            )
+
+
+def resume(workspace: Workspace, part: Part, state: State) -> None:
+    """Write what is being converted; what was written of another source is not used."""
+    begun = workspace.state(part)
+    if begun and (begun.classes, begun.samples, begun.page_sizes) != (state.classes, state.samples, state.page_sizes):
+        log.info("%s: the source has changed since; starting from the beginning", workspace.folder)
+        for number in part.share(len(begun.shards)):
+            workspace.record_path(begun.planned()[number]).unlink(missing_ok=True)
+    workspace.write_state(part, state)
+
+
+def differences(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The flags that are not as they were."""
+    return [
+        f"--{name.replace('_', '-')} {said(then.get(name))} then, {said(now[name])} now"
+        for name in now
+        if then.get(name) != now[name]
+    ]
+
+
+def said(value: Any) -> str:
+    """A flag's value as it would be typed."""
+    if value is None:
+        return "not given"
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 @contextlib.contextmanager
@@ -259,42 +332,113 @@ def failures_named(dst: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"--dst {dst}: cannot be written ({error.strerror or error})") from None
+        raise InputError(
+            f"--dst {dst}: cannot be written ({error.strerror or error}); mend that and start again to continue"
+        ) from None
 
 
-@contextlib.contextmanager
-def unfinished_removed(dst: Path) -> Iterator[None]:
-    """Leave nothing behind that looks like a dataset when the conversion fails."""
-    try:
-        yield
-    except BaseException:
-        remove_unfinished(dst)
-        raise
+def write_part(workspace: Workspace, settings: ConvertSettings, source: Source, state: State) -> None:
+    """Write the shards of one part. Raises InputError where there are bad images, listing all of them."""
+    part, planned = settings.the_part, state.planned()
+    mine = [planned[number] for number in part.share(len(planned))]
+    bad: list[tuple[str, str]] = []
+    for split, images in source.splits.items():
+        shards = [shard for shard in mine if shard.split == split]
+        if shards:
+            bad += write_one(workspace, settings, state, images, shards)
+    listing = workspace.folder / (f"{part.name}-{BAD_LIST}" if settings.part else BAD_LIST)
+    refuse_bad(listing, bad, sum(shard.stop - shard.start for shard in mine))
+
+
+def write_one(
+    workspace: Workspace, settings: ConvertSettings, state: State, images: Images, shards: list[Shard]
+) -> list[tuple[str, str]]:
+    """Write a part's shards of one split."""
+    split, page_size = shards[0].split, state.page_sizes[shards[0].split]
+    job = Job(
+        images=images,
+        shards=shards,
+        part=settings.the_part,
+        handling=settings.handling(page_size),
+        formats=settings.format,
+        head_bytes=head_bytes(len(images), page_size) if shards[0].number == 0 else 0,
+        page_size=page_size,
+        workers=settings.workers,
+        skip_bad=settings.on_bad == "skip",
+    )
+    progress = Progress(split, shards[-1].stop - shards[0].start)
+    with contextlib.closing(progress):
+        return write_split(workspace, job, progress)
+
+
+def refuse_bad(listing: Path, bad: list[tuple[str, str]], total: int) -> None:
+    """Raises InputError where there are bad images, of `total`, and lists them."""
+    if not bad:
+        listing.unlink(missing_ok=True)
+        return
+    with complete_or_absent(listing) as file:
+        file.writelines(f"{where}: {reason}\n" for where, reason in bad)
+    where, reason = bad[0]
+    told = f"{where}: {reason}"
+    if len(bad) > 1:
+        told = f"{len(bad)} of {total} images cannot be used, listed in {listing}; the first is {told}"
+    raise InputError(f"{told}; replace what is bad and start again, or leave it out with --on-bad skip")
+
+
+def merge(settings: ConvertSettings) -> dict[str, Any]:
+    """The last call of several parts."""
+    workspace = Workspace(settings.dst)
+    if not workspace.folder.is_dir():
+        raise InputError(f"--dst {settings.dst}: no parts in it; write them with --part 1/N to N/N")
+    with failures_named(settings.dst), contextlib.ExitStack() as locks:
+        for part in workspace.parts():
+            locks.enter_context(workspace.locked(part.name))
+        return finish(workspace)
 
 
 def convert(settings: ConvertSettings) -> dict[str, Any]:
-    """The command: list, check and write every split; dataset.json last."""
+    """The command: find, check and write the images; `dataset.json` last."""
     started = time.monotonic()
-    classes, splits = list_source(settings)
-    counts = ", ".join(f"{len(listing)} {name}" for name, listing in splits.items())
-    log.info("%s: %d classes, %s images", settings.src, len(classes), counts)
-    report: list[dict[str, str]] = []
+    workspace = Workspace(settings.dst)
+    if settings.merge:
+        counts = merge(settings)
+    else:
+        splits = tuple(split for split in SPLITS if split in settings.splits)
+        source = open_source(Request(settings.src, splits, settings.val_labels, settings.classes, settings.seed))
+        counts = convert_source(workspace, settings, source)
+    seconds = round(time.monotonic() - started, 1)
+    return {"train": 0, "val": 0, **counts, "seconds": seconds}
+
+
+def convert_source(workspace: Workspace, settings: ConvertSettings, source: Source) -> dict[str, Any]:
+    """Write this machine's part, and finish if it is the only one."""
+    part = settings.the_part
     with failures_named(settings.dst):
-        prepare_target(settings.dst)
-    with failures_named(settings.dst), unfinished_removed(settings.dst):
-        infos = {name: convert_split(settings, name, listing, classes, report) for name, listing in splits.items()}
-        with complete_or_absent(settings.dst / "report.json") as file:
-            json.dump(report, file, indent=1)
-        Manifest(classes=tuple(classes), splits=infos).write(settings.dst)
-        (settings.dst / STATE).unlink()
-    return {
-        "train": infos["train"].samples,
-        "val": infos["val"].samples if "val" in infos else 0,
-        "bad": 0,
-        "reencoded": len(report),
-        "bytes": sum(info.bytes for info in infos.values()),
-        "seconds": round(time.monotonic() - started, 1),
-    }
+        begin(workspace, settings)
+        with workspace.locked(part.name):
+            if not (workspace.folder / FINISHING).exists() and not (settings.dst / MANIFEST).exists():
+                state = plan(settings, source)
+                resume(workspace, part, state)
+                write_part(workspace, settings, source, state)
+            if settings.part:
+                return part_counts(workspace, part)
+            return finish(workspace)
+
+
+def part_counts(workspace: Workspace, part: Part) -> dict[str, Any]:
+    """What one of several parts has written."""
+    state = workspace.state(part)
+    assert state is not None
+    planned, counts = state.planned(), {"train": 0, "val": 0, "bad": 0, "reencoded": 0, "bytes": 0}
+    for number in part.share(len(planned)):
+        record = workspace.record(planned[number])
+        assert record is not None
+        counts[planned[number].split] += record.samples
+        counts["bad"] += sum("bad" in entry for entry in record.report)
+        counts["reencoded"] += record.reencoded
+        counts["bytes"] += record.bytes
+    log.info("part %s is written; when all are, `--dst %s --merge` puts them together", part, workspace.dst)
+    return {**counts, "part": str(part)}
 
 
 if __name__ == "__main__":

@@ -1,34 +1,36 @@
-"""FFCV's `.beton` file, with the stored JPEG bytes in it as they are.
+"""FFCV's `.beton` file, with stored JPEG bytes as they are, or raw pixels.
 
 The layout is that of FFCV 1.0.2 (ffcv/types.py, ffcv/writer.py), so its own Loader and RGBImageField decoders
 read it:
 
     header             version, fields, page size, samples, address of the allocation table
     field descriptors  "image" (RGBImageField, type 2) and "label" (IntField, type 1)
-    metadata           one row a sample: mode (0 = JPEG), width, height, address of the bytes; label
-    pages              JPEG bytes; a sample does not cross a page
+    metadata           one row a sample: mode (0 JPEG, 1 raw pixels), width, height, address of the bytes; label
+    pages              JPEG bytes or RGB pixels; a sample does not cross a page
     allocation table   one row a sample: sample, address, size
 
 FFCV's own writer re-encodes images, gives them out to processes as they come (so no two files are equal) and
-cannot be interrupted; this one appends bytes in order. The image field's arguments, which RGBImageField does
-not use, hold a digest of the class list.
+cannot be interrupted; this one appends bytes in order, group by group, each on pages of its own. The image
+field's arguments, which RGBImageField does not use, hold a digest of the class list.
 """
 
 import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.errors import InputError
-from pipeline.formats.files import discard, publish, read_extent, temporary_path
+from pipeline.formats.files import read_extent
 from pipeline.formats.samples import Sample
 
 VERSION = 2
 IMAGE_TYPE, INT_TYPE = 2, 1
-MODE_JPEG = 0
-SMALLEST_PAGE = 1 << 23  # FFCV's default, 8 MiB
+MODE_JPEG, MODE_RAW = 0, 1
+SMALLEST_PAGE = 1 << 21  # ffcv.writer.MIN_PAGE_SIZE, 2 MiB
 CLASSES_MAGIC = b"sluice-classes-1"
 
 HEADER = np.dtype(
@@ -49,23 +51,30 @@ _METADATA_AT = HEADER.itemsize + 2 * FIELD.itemsize
 
 
 @dataclass(frozen=True, kw_only=True)
+class Extent:
+    """A piece of a file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class BetonInfo:
     """A finished file as dataset.json records it.
 
-    The metadata is known last and stands first, so the file has two digests: of its first `head_bytes` bytes
-    and of the rest.
+    `extents` are digests of the whole file, piece by piece: first the head (what stands before the first page),
+    then the pages of each group of samples, last the allocation table. So pieces can be written on several
+    machines, resumed and checked without reading what is before them.
     """
 
     name: str  # relative to the dataset directory
     samples: int
     bytes: int
-    head_bytes: int
-    head_sha256: str
-    rest_sha256: str
+    extents: tuple[Extent, ...]
 
 
 def page_size_for(largest_sample: int) -> int:
-    """The page size for samples of at most so many bytes: a power of two, FFCV's default unless more is needed."""
+    """The page size for samples of at most so many bytes: a power of two, and no less than FFCV allows."""
     return max(SMALLEST_PAGE, 1 << math.ceil(math.log2(max(largest_sample, 1))))
 
 
@@ -74,79 +83,101 @@ def classes_digest(classes: list[str]) -> bytes:
     return CLASSES_MAGIC + hashlib.sha256("\n".join(classes).encode()).digest()
 
 
-class BetonWriter:
-    """Writes the samples of a split, in order, into one file that appears when it is complete."""
+def head_bytes(num_samples: int, page_size: int) -> int:
+    """The size of what stands before the first page, padded to a page."""
+    return -(-(_METADATA_AT + num_samples * METADATA.itemsize) // page_size) * page_size
 
-    def __init__(self, dataset: Path, split: str, classes: list[str], num_samples: int, page_size: int) -> None:
-        self._dataset, self._path = dataset, dataset / "ffcv" / f"{split}.beton"
-        self._classes, self._page_size = classes, page_size
-        self._metadata = np.zeros(num_samples, METADATA)
-        self._allocation = np.zeros(num_samples, ALLOCATION)
-        self._count = 0
-        self._head_bytes = -(-(_METADATA_AT + self._metadata.nbytes) // page_size) * page_size
-        self._digest = hashlib.sha256()
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(temporary_path(self._path), "wb")  # noqa: SIM115
-        self._file.seek(self._head_bytes)
-        self._offset = self._head_bytes
 
-    def add(self, jpeg: bytes, height: int, width: int, label: int) -> None:
-        """Append one sample of `height` x `width` pixels (each below 65536)."""
-        if len(jpeg) > self._page_size:
-            raise InputError(f"an image of {len(jpeg)} bytes does not fit a page of {self._page_size}")
-        if self._offset // self._page_size != (self._offset + len(jpeg) - 1) // self._page_size:
-            self._write(bytes(-self._offset % self._page_size))
-        self._metadata[self._count] = ((MODE_JPEG, width, height, self._offset), label)
-        self._allocation[self._count] = (self._count, self._offset, len(jpeg))
-        self._write(jpeg)
-        self._count += 1
+class PageWriter:
+    """Appends a group of samples to an open file that ends at a page boundary, and fills the last page.
 
-    def close(self) -> BetonInfo:
-        """Write what stands around the pages and give the file its name."""
-        assert self._count == len(self._metadata)
+    `rows` collects (mode, height, width, offset from the group's first page, size, label) of each sample.
+    """
+
+    def __init__(self, file: BinaryIO, page_size: int) -> None:
+        self._file, self._page_size = file, page_size
+        self._digest, self._offset = hashlib.sha256(), 0
+        self.rows: list[tuple[int, int, int, int, int, int]] = []
+
+    def add(self, data: bytes, mode: int, height: int, width: int, label: int) -> None:
+        """Append one sample of `height` x `width` pixels (each below 65536) and at most a page's size."""
+        assert len(data) <= self._page_size
+        if self._offset // self._page_size != (self._offset + len(data) - 1) // self._page_size:
+            self._pad()
+        self.rows.append((mode, height, width, self._offset, len(data), label))
+        self._write(data)
+
+    def close(self) -> Extent:
+        """Fill the last page. The file stays open."""
+        self._pad()
+        return Extent(bytes=self._offset, sha256=self._digest.hexdigest())
+
+    def _pad(self) -> None:
         self._write(bytes(-self._offset % self._page_size))
-        table_at = self._offset
-        self._write(self._allocation.tobytes())
-        head = self._head(table_at)
-        self._file.seek(0)
-        self._file.write(head)
-        publish(self._file, self._path)
-        return BetonInfo(
-            name=str(self._path.relative_to(self._dataset)),
-            samples=self._count,
-            bytes=self._offset,
-            head_bytes=len(head),
-            head_sha256=hashlib.sha256(head).hexdigest(),
-            rest_sha256=self._digest.hexdigest(),
-        )
-
-    def abort(self) -> None:
-        """Drop the file that is being written."""
-        discard(self._file, self._path)
 
     def _write(self, data: bytes) -> None:
         self._file.write(data)
         self._digest.update(data)
         self._offset += len(data)
 
-    def _head(self, table_at: int) -> bytes:
-        """Everything before the first page, padded to it."""
-        header = np.zeros((), HEADER)
-        header[()] = (VERSION, 2, self._page_size, self._count, table_at)
-        fields = np.zeros(2, FIELD)
-        for field, type_id, name in zip(fields, (IMAGE_TYPE, INT_TYPE), (b"image", b"label"), strict=True):
-            field["type_id"] = type_id
-            field["name"][: len(name)] = np.frombuffer(name, np.uint8)
-        digest = np.frombuffer(classes_digest(self._classes), np.uint8)
-        fields[0]["arguments"][: len(digest)] = digest
-        head = header.tobytes() + fields.tobytes() + self._metadata.tobytes()
-        return head.ljust(self._head_bytes, b"\0")
+
+@dataclass(frozen=True)
+class PageGroup:
+    """What a PageWriter wrote: the rows of its samples, and its extent."""
+
+    rows: NDArray[np.int64]  # [N, 6]
+    extent: Extent
 
 
-def head_digest(path: Path, head_bytes: int) -> str:
-    """The SHA-256 of a file's first bytes, as BetonInfo.head_sha256 has it."""
+def finish_beton(file: BinaryIO, first_page: int, groups: list[PageGroup], page_size: int, classes: list[str]) -> None:
+    """Write the head and the allocation table around the pages of `groups`, which stand in `file` from the
+    offset `first_page` on."""
+    starts = first_page + np.cumsum([0] + [group.extent.bytes for group in groups])
+    rows = np.concatenate([group.rows for group in groups])
+    rows[:, 3] += np.repeat(starts[:-1], [len(group.rows) for group in groups])
+    metadata, allocation = np.zeros(len(rows), METADATA), np.zeros(len(rows), ALLOCATION)
+    images = metadata["f0"]
+    images["mode"], images["height"], images["width"], images["data_ptr"] = rows[:, :4].T
+    metadata["f1"] = rows[:, 5]
+    allocation["sample_id"] = np.arange(len(rows))
+    allocation["ptr"], allocation["size"] = rows[:, 3:5].T
+    table_at = int(starts[-1])
+    file.truncate(table_at)
+    file.seek(table_at)
+    file.write(allocation.tobytes())
+    file.seek(0)
+    file.write(_head(metadata, page_size, table_at, classes).ljust(first_page, b"\0"))
+
+
+def beton_extents(file: BinaryIO, first_page: int, groups: list[PageGroup]) -> tuple[Extent, ...]:
+    """The extents of a finished file, of which the pages are known already."""
+    file.seek(0)
+    head = _extent(file.read(first_page))
+    file.seek(first_page + sum(group.extent.bytes for group in groups))
+    return head, *(group.extent for group in groups), _extent(file.read())
+
+
+def _extent(data: bytes) -> Extent:
+    return Extent(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def _head(metadata: np.ndarray, page_size: int, table_at: int, classes: list[str]) -> bytes:
+    """Header, field descriptors and metadata."""
+    header = np.zeros((), HEADER)
+    header[()] = (VERSION, 2, page_size, len(metadata), table_at)
+    fields = np.zeros(2, FIELD)
+    for field, type_id, name in zip(fields, (IMAGE_TYPE, INT_TYPE), (b"image", b"label"), strict=True):
+        field["type_id"] = type_id
+        field["name"][: len(name)] = np.frombuffer(name, np.uint8)
+    digest = np.frombuffer(classes_digest(classes), np.uint8)
+    fields[0]["arguments"][: len(digest)] = digest
+    return header.tobytes() + fields.tobytes() + metadata.tobytes()
+
+
+def head_matches(path: Path, info: BetonInfo) -> bool:
+    """Whether the first extent of a file, which everything else is found by, is the one on record."""
     with open(path, "rb") as file:
-        return hashlib.sha256(file.read(head_bytes)).hexdigest()
+        return _extent(file.read(info.extents[0].bytes)) == info.extents[0]
 
 
 class BetonSamples:
@@ -189,8 +220,10 @@ class BetonSamples:
         """Every address and label is inside its bounds, so nothing after this has to check again."""
         images, labels = self.metadata["f0"], self.metadata["f1"]
         at, size = self.allocation["ptr"], self.allocation["size"]
+        pixels = 3 * images["height"].astype(np.uint64) * images["width"]
         sound = (
-            (images["mode"] == MODE_JPEG).all()
+            ((images["mode"] == MODE_JPEG) | (images["mode"] == MODE_RAW) & (pixels == size)).all()
+            and (pixels > 0).all()
             and (images["data_ptr"] == at).all()
             and (at <= table_at).all()
             and (size <= table_at - at).all()
@@ -208,6 +241,11 @@ class BetonSamples:
         return f"{self._path} sample {index}"
 
     def __getitem__(self, index: int) -> Sample:
+        if self.metadata["f0"]["mode"][index] != MODE_JPEG:
+            raise InputError(f"{self.name(index)}: raw pixels, no JPEG; use --loader ffcv")
+        return Sample(self.read(index), int(self.metadata["f1"][index]))
+
+    def read(self, index: int) -> bytes:
+        """The stored bytes: a JPEG, or RGB pixels of height x width x 3."""
         _, at, size = self.allocation[index].tolist()
-        jpeg = read_extent(self._path, at, size, self.name(index))
-        return Sample(jpeg, int(self.metadata["f1"][index]))
+        return read_extent(self._path, at, size, self.name(index))

@@ -19,7 +19,12 @@ def publish(file: IO[Any], path: Path) -> None:
     file.flush()
     os.fsync(file.fileno())
     file.close()
-    os.replace(temporary_path(path), path)
+    move(temporary_path(path), path)
+
+
+def move(source: Path, path: Path) -> None:
+    """Give a file that is on the disk another name on the same file system, for good."""
+    os.replace(source, path)
     descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -29,7 +34,8 @@ def publish(file: IO[Any], path: Path) -> None:
 
 def discard(file: IO[Any], path: Path) -> None:
     """Close `file` and remove what was written at temporary_path(path)."""
-    file.close()
+    with contextlib.suppress(OSError):  # closing writes what is left: not to a full disk
+        file.close()
     temporary_path(path).unlink(missing_ok=True)
 
 
@@ -49,10 +55,12 @@ def read_extent(path: Path, start: int, size: int, name: str) -> bytes:
 def complete_or_absent(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open `path` for writing; it appears under its name only when the block ends without an exception."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(temporary_path(path), mode)  # noqa: SIM115 (publish and discard close it)
+    # Some texts hold file names, which may be any bytes.
+    encoding, errors = (None, None) if "b" in mode else ("utf-8", "surrogateescape")
+    file = open(temporary_path(path), mode, encoding=encoding, errors=errors)  # noqa: SIM115 (it is closed below)
     try:
         yield file
+        publish(file, path)
     except BaseException:
         discard(file, path)
         raise
-    publish(file, path)

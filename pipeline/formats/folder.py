@@ -1,6 +1,8 @@
 """ImageNet as folders: one folder a class, or a flat folder of images."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.errors import InputError
@@ -10,20 +12,47 @@ IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png")
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The image files directly in `folder`, in file-name order; hidden files are passed over."""
-    with os.scandir(folder) as entries:
-        names = [
-            entry.name
-            for entry in entries
-            if entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.name[0] != "." and entry.is_file()
-        ]
-    return [folder / name for name in sorted(names)]
+    """The image files directly in `folder`, in file-name order; hidden files are passed over.
+
+    Raises InputError for a link to nothing.
+    """
+    with _entries(folder) as entries:
+        images = [entry for entry in entries if is_image_name(entry.name) and not entry.is_dir()]
+    for entry in images:
+        if not entry.is_file():
+            raise _no_file(entry)
+    return [folder / name for name in sorted(entry.name for entry in images)]
+
+
+@contextlib.contextmanager
+def _entries(folder: Path) -> Iterator[Iterator["os.DirEntry[str]"]]:
+    try:
+        with os.scandir(folder) as entries:
+            yield entries
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror})") from None
+
+
+def _no_file(entry: "os.DirEntry[str]") -> InputError:
+    return InputError(f"{entry.path}: {'a link to nothing' if entry.is_symlink() else 'no file'}; mend or remove it")
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name (without folders) is taken for an image."""
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
 def list_classes(folder: Path) -> list[str]:
-    """The names of the class folders in `folder`, sorted: the class index is the position in this list."""
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    """The names of the class folders in `folder`, sorted: the class index is the position in this list.
+
+    Raises InputError for a link to nothing.
+    """
+    with _entries(folder) as entries:
+        shown = [entry for entry in entries if not entry.name.startswith(".")]
+        for entry in shown:
+            if entry.is_symlink() and not entry.is_dir() and not entry.is_file():
+                raise _no_file(entry)
+        return sorted(entry.name for entry in shown if entry.is_dir())
 
 
 def list_class_folders(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:

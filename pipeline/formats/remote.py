@@ -5,12 +5,10 @@ webdataset's own opener hands URLs to a shell (`pipe:`, and curl for http); urll
 
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from pipeline.errors import InputError
 from pipeline.formats.shards import ShardInfo, parse_label
@@ -46,11 +44,11 @@ class RemoteShards:
         self.base, self._num_classes = base.rstrip("/"), num_classes
         self.shard_samples = tuple(shard.samples for shard in shards)
         self._names = [shard.name for shard in shards]
-        self._first = np.cumsum((0, *self.shard_samples))
+        self.first = np.cumsum((0, *self.shard_samples))
 
     def urls_of(self, positions: NDArray[np.int64]) -> list[str]:
         """The shards that hold `positions` (in the order in which shards are read), each once in a row."""
-        shards = np.searchsorted(self._first, positions, side="right") - 1
+        shards = np.searchsorted(self.first, positions, side="right") - 1
         changes = np.flatnonzero(np.diff(shards, prepend=-1))
         return [f"{self.base}/{self._names[shard]}" for shard in shards[changes]]
 
@@ -60,18 +58,3 @@ class RemoteShards:
     def label(self, text: bytes, index: int) -> int:
         """The class index in a sample's `.cls` file. Raises InputError where it is none."""
         return parse_label(text, self._num_classes, self.name(index))
-
-
-def stream_samples(urls: list[str]) -> Iterator[dict[str, Any]]:
-    """The samples of shards, one after the other, as webdataset groups them: `{"__key__": ..., "jpg": ...}`.
-
-    Each shard is opened when the one before is read. Raises InputError naming a shard that breaks off.
-    """
-    for url in urls:
-        with open_url(url) as stream:
-            try:
-                yield from group_by_keys(tar_file_expander(iter([{"url": url, "stream": stream}])))
-            except InputError:
-                raise
-            except Exception as error:  # tarfile, http and webdataset raise whatever broken data leads to
-                raise InputError(f"{url}: breaks off or is damaged ({type(error).__name__})") from None

@@ -1,7 +1,7 @@
 """WebDataset shards: tar files of `KEY.jpg` + `KEY.cls`, each with an index in the form of DALI's wds2idx.
 
-The key begins with the dataset position (`00000017_n01440764_10026`), so it is unique and a stream of a shard
-tells which samples it holds. The label is a decimal class index in ASCII.
+The key begins with the number of the shard and the place in it (`000012_000017_n01440764_10026`), so it is unique
+and a stream of a shard tells which samples it holds. The label is a decimal class index in ASCII.
 
 The index, as DALI documents it for fn.readers.webdataset: a line `v1.2 SAMPLES`, then one line a sample with
 `EXTENSION OFFSET SIZE NAME` for each of its files.
@@ -12,9 +12,9 @@ import re
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.errors import InputError
 from pipeline.formats.files import complete_or_absent, discard, publish, read_extent, temporary_path
@@ -23,6 +23,7 @@ from pipeline.formats.samples import Sample
 INDEX_VERSION = "v1.2"
 _BLOCK = tarfile.BLOCKSIZE
 _LARGEST_LABEL_FILE = 32
+_SIZE = slice(124, 135)  # of a file, in its tar header, in octal digits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,98 +36,84 @@ class ShardInfo:
     sha256: str
 
 
-def sample_key(position: int, stem: str) -> str:
-    """The name of a sample's files in its shard, without the extension.
+def sample_key(shard: int, place: int, stem: str) -> str:
+    """The name of a sample's files, without the extension: number of the shard, place in it, original name.
 
     Only characters that every tar reader and webdataset (which splits at the first dot) take as they are.
     """
-    return f"{position:08d}_{re.sub(r'[^A-Za-z0-9_-]', '_', stem)[:64]}"
+    return f"{shard:06d}_{place:06d}_{re.sub(r'[^A-Za-z0-9_-]', '_', stem)[:64]}"
 
 
-def position_of_key(key: str) -> int:
-    """The dataset position that `sample_key` put into a key. Raises ValueError for a foreign key."""
-    return int(key.rpartition("/")[2].partition("_")[0])
+def position_of_key(key: str, first: NDArray[np.int64]) -> int:
+    """The dataset position of a key that `sample_key` made; `first` has the first position of each shard and,
+    last, the number of samples. Raises ValueError for a foreign key."""
+    shard, place = (int(number) for number in key.rpartition("/")[2].split("_")[:2])
+    if not 0 <= shard < len(first) - 1 or not 0 <= place < first[shard + 1] - first[shard]:
+        raise ValueError(f"{key!r} is no sample of this dataset")
+    return int(first[shard]) + place
+
+
+def stored_size(jpeg_bytes: int) -> int:
+    """What a sample adds to a shard, in bytes: two headers, the JPEG and the label, each padded."""
+    return 3 * _BLOCK + jpeg_bytes + -jpeg_bytes % _BLOCK
 
 
 class ShardWriter:
-    """Writes the samples of a split, in order, into shards of at most `shard_bytes` (one sample at least).
+    """Writes one shard and its index, which appear under their names when they are complete."""
 
-    A shard and its index appear under their names when they are complete.
-    """
-
-    def __init__(self, dataset: Path, split: str, shard_bytes: int) -> None:
-        self._dataset, self._split, self._shard_bytes = dataset, split, shard_bytes
-        self._position = 0
-        self.finished: list[ShardInfo] = []
-        self._file: BinaryIO | None = None
-        (dataset / "webdataset").mkdir(parents=True, exist_ok=True)
-
-    @property
-    def _path(self) -> Path:
-        return self._dataset / "webdataset" / f"{self._split}-{len(self.finished):06d}.tar"
+    def __init__(self, path: Path, number: int) -> None:
+        self._path, self._number = path, number
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(temporary_path(path), "wb")  # noqa: SIM115
+        self._digest, self._offset, self._index = hashlib.sha256(), 0, list[str]()
 
     def add(self, stem: str, jpeg: bytes, label: int) -> None:
         """Append one sample; `stem` is its original file name without extension."""
-        key = sample_key(self._position, stem)
-        members = [_member(f"{key}.jpg", jpeg), _member(f"{key}.cls", str(label).encode())]
-        size = sum(map(len, members))
-        if self._file is not None and self._offset + size + 2 * _BLOCK > self._shard_bytes:
-            self._finish_shard()
-        if self._file is None:
-            self._open_shard()
+        key = sample_key(self._number, len(self._index), stem)
         jpeg_at = self._offset + _BLOCK
-        label_at = self._offset + len(members[0]) + _BLOCK
-        self._index.append(f"jpg {jpeg_at} {len(jpeg)} {key}.jpg cls {label_at} {len(str(label))} {key}.cls\n")
-        for member in members:
-            self._write(member)
-        self._position += 1
+        self._write(member_header(f"{key}.jpg", len(jpeg)))
+        self._write(jpeg)
+        label_text = b"%d" % label
+        padding = -len(jpeg) % _BLOCK
+        label_at = jpeg_at + len(jpeg) + padding + _BLOCK
+        header = bytes(padding) + member_header(f"{key}.cls", len(label_text))
+        self._write(header + label_text.ljust(_BLOCK, b"\0"))
+        self._index.append(f"jpg {jpeg_at} {len(jpeg)} {key}.jpg cls {label_at} {len(label_text)} {key}.cls\n")
 
-    def close(self) -> list[ShardInfo]:
-        """Finish the last shard; returns all of them."""
-        if self._file is not None:
-            self._finish_shard()
-        return self.finished
+    def close(self) -> tuple[int, str]:
+        """Finish the shard. Returns its size in bytes and its SHA-256."""
+        self._write(bytes(2 * _BLOCK))  # the end of a tar archive
+        with complete_or_absent(self._path.with_suffix(".idx")) as index:
+            index.write(f"{INDEX_VERSION} {len(self._index)}\n")
+            index.writelines(self._index)
+        publish(self._file, self._path)
+        return self._offset, self._digest.hexdigest()
 
     def abort(self) -> None:
-        """Drop the shard that is being written."""
-        if self._file is not None:
-            discard(self._file, self._path)
-            self._file = None
-
-    def _open_shard(self) -> None:
-        self._file = open(temporary_path(self._path), "wb")  # noqa: SIM115
-        self._digest, self._offset, self._index = hashlib.sha256(), 0, list[str]()
+        """Drop what was written."""
+        discard(self._file, self._path)
 
     def _write(self, data: bytes) -> None:
-        assert self._file is not None
         self._file.write(data)
         self._digest.update(data)
         self._offset += len(data)
 
-    def _finish_shard(self) -> None:
-        assert self._file is not None
-        self._write(bytes(2 * _BLOCK))  # the end of a tar archive
-        path = self._path
-        with complete_or_absent(path.with_suffix(".idx")) as index:
-            index.write(f"{INDEX_VERSION} {len(self._index)}\n")
-            index.writelines(self._index)
-        publish(self._file, path)
-        self._file = None
-        self.finished.append(
-            ShardInfo(
-                name=str(path.relative_to(self._dataset)),
-                samples=len(self._index),
-                bytes=self._offset,
-                sha256=self._digest.hexdigest(),
-            )
-        )
+
+_HEADER = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)  # nothing in it depends on the machine or the time
+_NAME, _SIZE, _CHECKSUM = slice(0, 100), slice(124, 135), slice(148, 156)
+_REST = sum(_HEADER) - sum(_HEADER[_SIZE]) - sum(_HEADER[_CHECKSUM]) + sum(b" " * 8)
 
 
-def _member(name: str, data: bytes) -> bytes:
-    """A file in a tar archive: header, content, padding. Nothing in it depends on the machine or the time."""
-    header = tarfile.TarInfo(name)
-    header.size = len(data)
-    return header.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % _BLOCK)
+def member_header(name: str, size: int) -> bytes:
+    """The header of a file in a tar archive, as `tarfile` makes it (16 us there, 2 us here). POSIX.1-1988, ustar."""
+    name_field, size_field = name.encode("ascii"), b"%011o" % size
+    assert len(name_field) <= _NAME.stop
+    assert len(size_field) == 11
+    header = bytearray(_HEADER)
+    header[: len(name_field)] = name_field
+    header[_SIZE] = size_field
+    header[_CHECKSUM] = b"%06o\0 " % (_REST + sum(name_field) + sum(size_field))
+    return bytes(header)
 
 
 class ShardSamples:
@@ -139,7 +126,7 @@ class ShardSamples:
     def __init__(self, dataset: Path, shards: tuple[ShardInfo, ...], num_classes: int) -> None:
         self._num_classes = num_classes
         self._paths = [dataset / shard.name for shard in shards]
-        self._first = np.cumsum([0] + [shard.samples for shard in shards])
+        self.first = np.cumsum([0] + [shard.samples for shard in shards])  # position of each shard's first sample
         # One row a sample: offset and size of the JPEG, offset and size of the label.
         tables = [_read_index(path, shard) for path, shard in zip(self._paths, shards, strict=True)]
         self._table = np.concatenate([np.empty((0, 4), np.int64), *tables])
@@ -149,7 +136,7 @@ class ShardSamples:
 
     def shard_of(self, index: int) -> Path:
         """The shard that holds a sample."""
-        return self._paths[int(np.searchsorted(self._first, index, side="right")) - 1]
+        return self._paths[int(np.searchsorted(self.first, index, side="right")) - 1]
 
     def name(self, index: int) -> str:
         return f"{self.shard_of(index)} sample {index}"
@@ -164,8 +151,12 @@ class ShardSamples:
         """The sample's members as they stand in the shard: a piece of a tar stream."""
         start, end = self.extent(index)
         data = read_extent(self.shard_of(index), start, end - start, self.name(index))
-        if not data.startswith(sample_key(index, "").encode()):
-            raise InputError(f"{self.name(index)}: the shard's index points to another sample; convert again")
+        shard = int(np.searchsorted(self.first, index, side="right")) - 1
+        key = sample_key(shard, index - int(self.first[shard]), "").encode()
+        for at, size in (self._table[index] - (start, 0, start, 0)).reshape(2, 2).tolist():
+            header = data[at - _BLOCK : at]
+            if not header.startswith(key) or header[_SIZE] != b"%011o" % size:
+                raise InputError(f"{self.name(index)}: the shard's index points to something else; convert again")
         return data
 
     def __getitem__(self, index: int) -> Sample:

@@ -4,13 +4,19 @@ Source: ITU-T T.81 (JPEG), annex B; the Adobe segment as in Adobe Technical Note
 trusted: every length is checked before it is used.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 SOI = 0xD8
 EOI = 0xD9
 SOS = 0xDA
+DQT = 0xDB
+DHT = 0xC4
 DRI = 0xDD
+APP0 = 0xE0
+APP9 = 0xE9
 APP14 = 0xEE
+COM = 0xFE
 TEM = 0x01
 RESTARTS = range(0xD0, 0xD8)
 START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # C4, C8, CC are DHT, JPG, DAC
@@ -55,33 +61,45 @@ class JpegHeader:
         )
 
 
-def read_header(data: bytes) -> JpegHeader:
-    """Parse the segments up to the first scan. Raises JpegError."""
+def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """The segments up to the first scan header, which is the last one given: marker, start and end of the payload.
+
+    Marker and length field stand in the four bytes before the payload. Raises JpegError.
+    """
     if data[:2] != bytes([0xFF, SOI]):
         raise JpegError("not a JPEG (it does not begin with FF D8)")
-    frame: tuple[int, bytes] | None = None
-    restart_interval, adobe_transform = 0, None
-    offset = 2
-    while True:
+    marker, offset = SOI, 2
+    while marker != SOS:
         marker, offset = _next_marker(data, offset)
-        if marker in (SOI, TEM) or marker in RESTARTS:
+        if marker == TEM or marker in RESTARTS:
             continue
+        if marker == SOI:
+            raise JpegError("two start markers")
         if marker == EOI:
             raise JpegError("no image data before the end marker")
-        payload = _segment(data, offset)
-        if marker == SOS:
-            if frame is None:
-                raise JpegError("a scan without a frame header")
-            return _frame_header(*frame, restart_interval, adobe_transform, offset - 2)
+        end = _segment_end(data, offset)
+        yield marker, offset + 2, end
+        offset = end
+
+
+def read_header(data: bytes) -> JpegHeader:
+    """Parse the segments up to the first scan. Raises JpegError."""
+    frame: tuple[int, bytes] | None = None
+    restart_interval, adobe_transform, scan_offset = 0, None, 0
+    for marker, start, end in segments(data):
         if marker in START_OF_FRAME:
             if frame is not None:
                 raise JpegError("two frame headers")
-            frame = marker, payload
-        elif marker == DRI and len(payload) >= 2:
-            restart_interval = int.from_bytes(payload[:2], "big")
-        elif marker == APP14 and len(payload) >= 12 and payload[:5] == b"Adobe":
-            adobe_transform = payload[11]
-        offset += 2 + len(payload)
+            frame = marker, data[start:end]
+        elif marker == DRI and end - start >= 2:
+            restart_interval = int.from_bytes(data[start : start + 2], "big")
+        elif marker == APP14 and end - start >= 12 and data[start : start + 5] == b"Adobe":
+            adobe_transform = data[start + 11]
+        elif marker == SOS:
+            scan_offset = start - 4
+    if frame is None:
+        raise JpegError("a scan without a frame header")
+    return _frame_header(*frame, restart_interval, adobe_transform, scan_offset)
 
 
 def _next_marker(data: bytes, offset: int) -> tuple[int, int]:
@@ -95,12 +113,12 @@ def _next_marker(data: bytes, offset: int) -> tuple[int, int]:
     raise JpegError("truncated in the headers")
 
 
-def _segment(data: bytes, offset: int) -> bytes:
-    """The payload of the segment whose length field stands at `offset`."""
+def _segment_end(data: bytes, offset: int) -> int:
+    """Where the segment ends whose length field stands at `offset`."""
     length = int.from_bytes(data[offset : offset + 2], "big")
     if length < 2 or offset + length > len(data):
         raise JpegError("truncated in the headers")
-    return data[offset + 2 : offset + length]
+    return offset + length
 
 
 def _frame_header(

@@ -46,7 +46,7 @@ def choose(split: Split) -> tuple[str, str]:
         if found:
             return name, "; ".join([f"it is installed and the data has {found[0]!r} storage", *passed_over])
         passed_over.append(f"not {name}: the data has no {' or '.join(module.READS)} storage")
-    raise AssertionError("torch reads every local storage, webdataset the remote one")
+    raise InputError(f"--loader auto: none reads the data as it is stored ({'; '.join(passed_over)})")
 
 
 def create(name: str, spec: LoaderSpec) -> Loader:

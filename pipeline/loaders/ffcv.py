@@ -36,12 +36,13 @@ from pipeline.augment import center_crop, random_flip, random_resized_crop  # no
 from pipeline.contract import Batch, CropPolicy, Loader, LoaderSpec  # noqa: E402
 from pipeline.decode import crop_and_resize, decode  # noqa: E402
 from pipeline.errors import InputError  # noqa: E402
+from pipeline.formats.beton import MODE_RAW  # noqa: E402
 from pipeline.jpeg import turbojpeg  # noqa: E402
 from pipeline.plan import Indices, Plan, StreamPlan  # noqa: E402
 from pipeline.resize import resize_crop  # noqa: E402
 from pipeline.transfer import to_device  # noqa: E402
 
-READS = ("ffcv",)
+READS = ("ffcv", "ffcv-raw")
 
 EPOCH_SHIFT = 40
 """FFCV hands an operation the positions of a batch and nothing else, so the epoch rides in their high bits."""
@@ -61,8 +62,8 @@ turbojpeg.load_from(ffcv._libffcv.__file__)
 
 
 @njit(nogil=True)  # numba's cache would not notice a change of the functions it calls in other files
-def _load_image(decoder, jpeg, height, width, box, flip, out):  # type: ignore[no-untyped-def]
-    """One image, from stored bytes to its place in the batch. Returns whether nothing was wrong with it."""
+def _load_jpeg(decoder, jpeg, height, width, box, flip, out):  # type: ignore[no-untyped-def]
+    """One JPEG, from stored bytes to its place in the batch. Returns whether nothing was wrong with it."""
     if turbojpeg.read_size(decoder, jpeg) != (height, width):
         return False
     image = np.empty((height, width, 3), np.uint8)  # from this thread's heap: no cost after the first
@@ -83,18 +84,23 @@ def _load_batch(codes, images, sound, metadata, file, sizes, decoders, seed, tra
         sample, epoch = codes[row] & _POSITION, codes[row] >> EPOCH_SHIFT
         entry = metadata[sample]
         at, height, width = entry["data_ptr"], np.int64(entry["height"]), np.int64(entry["width"])
-        jpeg = file[at : at + sizes[sample]]
+        stored = file[at : at + sizes[sample]]
         if training:
             box = random_resized_crop(seed, epoch, sample, height, width, policy[0], policy[1], policy[2], policy[3])
             flip = random_flip(seed, epoch, sample, policy[4])
         else:
             box, flip = center_crop(height, width, policy[5]), False
-        decoder = decoders[numba.get_thread_id()]
-        sound[row] = _load_image(decoder, jpeg, height, width, box, flip, images[row])
+        if entry["mode"] == MODE_RAW:
+            pixels = stored.reshape((height, width, 3))
+            resize_crop(pixels, box[0], box[1], box[2], box[3], flip, images[row])
+            sound[row] = True
+        else:
+            decoder = decoders[numba.get_thread_id()]
+            sound[row] = _load_jpeg(decoder, stored, height, width, box, flip, images[row])
 
 
 class ImageDecoder(Operation):
-    """Stored JPEGs to cropped, resized and flipped images, and which of them were sound."""
+    """Stored JPEGs or pixels to cropped, resized and flipped images, and which of them were sound."""
 
     def __init__(self, policy: CropPolicy, seed: int) -> None:
         super().__init__()

@@ -22,7 +22,7 @@ from pipeline import workers
 from pipeline.contract import Batch, Loader, LoaderSpec
 from pipeline.decode import crop_and_resize, decode
 from pipeline.errors import InputError
-from pipeline.formats.remote import stream_samples
+from pipeline.formats.remote import open_url
 from pipeline.formats.shards import position_of_key
 from pipeline.plan import Indices
 from pipeline.transfer import to_device
@@ -58,13 +58,28 @@ def load_sample(spec: LoaderSpec, epoch: int, resolution: int, sample: dict[str,
 
 def position_of(spec: LoaderSpec, sample: dict[str, Any]) -> int:
     """The dataset position of a sample that webdataset grouped. Raises InputError for a foreign one."""
+    shards = spec.split.remote if spec.split.url else spec.split.shards
     try:
-        position = position_of_key(sample["__key__"])
+        return position_of_key(sample["__key__"], shards.first)
     except ValueError:
-        position = -1
-    if not 0 <= position < spec.split.num_samples:
-        raise InputError(f"{sample['__url__']}: {sample['__key__']} is no sample of this dataset; convert again")
-    return position
+        raise InputError(
+            f"{sample['__url__']}: {sample['__key__']} is no sample of this dataset; convert again"
+        ) from None
+
+
+def stream_samples(urls: list[str]) -> Iterator[dict[str, Any]]:
+    """The samples of shards, one after the other, as webdataset groups them: `{"__key__": ..., "jpg": ...}`.
+
+    Each shard is opened when the one before is read. Raises InputError naming a shard that breaks off.
+    """
+    for url in urls:
+        with open_url(url) as stream:
+            try:
+                yield from group_by_keys(tar_file_expander(iter([{"url": url, "stream": stream}])))
+            except InputError:
+                raise
+            except Exception as error:  # tarfile, http and webdataset raise whatever broken data leads to
+                raise InputError(f"{url}: breaks off or is damaged ({type(error).__name__})") from None
 
 
 class LaneReader:

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from pipeline.dataset import MANIFEST, Manifest, SplitInfo, open_split
 from pipeline.errors import InputError
-from pipeline.formats.beton import BetonInfo
+from pipeline.formats.beton import MODE_RAW, BetonInfo, Extent
 from pipeline.formats.shards import ShardInfo
+from tools.convert_imagenet import ConvertSettings, convert
 
 COUNTS = {"train": 47, "val": 19}
 
@@ -32,10 +33,12 @@ MANIFEST_OF_BOTH = Manifest(
             beton=BetonInfo(
                 name="ffcv/train.beton",
                 samples=7,
-                bytes=1 << 24,
-                head_bytes=1 << 23,
-                head_sha256="ef" * 32,
-                rest_sha256="01" * 32,
+                bytes=(3 << 21) + 168,
+                extents=(
+                    Extent(bytes=1 << 21, sha256="ef" * 32),
+                    Extent(bytes=2 << 21, sha256="01" * 32),
+                    Extent(bytes=168, sha256="45" * 32),
+                ),
             ),
         ),
         "val": SplitInfo(
@@ -69,6 +72,23 @@ def test_samples_come_from_the_beton_where_there_are_no_shards(dataset_copy: Pat
     assert split.formats == ("ffcv",)
     assert split.samples is split.beton
     assert split.samples[3] == with_shards.shards[3]
+
+
+@pytest.mark.parametrize(
+    ("jpeg", "storage"),
+    [("keep", "ffcv"), ("reencode", "ffcv"), ("raw", "ffcv-raw"), ("proportion", "ffcv-raw")],
+)
+def test_the_manifest_tells_whether_there_are_pixels(
+    imagenet_folder: Path, tmp_path: Path, jpeg: str, storage: str
+) -> None:
+    settings = {"src": (imagenet_folder,), "dst": tmp_path / "dst", "splits": ("train",), "format": ("ffcv",)}
+    max_side = None if jpeg == "keep" else 64
+    convert(ConvertSettings(**settings, jpeg=jpeg, max_side=max_side))  # type: ignore[arg-type]
+    split = open_split(tmp_path / "dst", "train")
+    assert split.formats == (storage,)
+    assert split.info is not None
+    assert split.info.image_mode == jpeg
+    assert (MODE_RAW in split.beton.metadata["f0"]["mode"]) == (storage == "ffcv-raw")
 
 
 def test_class_folders_are_opened_as_they_are(imagenet_folder: Path) -> None:
@@ -174,6 +194,19 @@ def test_beton_of_the_other_split_is_refused(dataset_copy: Path) -> None:
         _ = open_split(dataset_copy, "train").beton
 
 
+@pytest.mark.parametrize("at", [4, 2106 + 24 * 20 + 1, -1])
+def test_a_head_altered_since_the_conversion_is_refused(dataset_copy: Path, at: int) -> None:
+    """The page size, the width of image 20, the padding: nothing that could be noticed without its digest."""
+    split = open_split(dataset_copy, "train")
+    assert split.info is not None
+    assert split.info.beton is not None
+    data = bytearray(split.beton_path.read_bytes())
+    data[at % split.info.beton.extents[0].bytes] ^= 1
+    split.beton_path.write_bytes(data)
+    with pytest.raises(InputError, match=r"ffcv/train\.beton: altered since it was converted; convert again"):
+        _ = open_split(dataset_copy, "train").beton
+
+
 def test_beton_of_other_classes_is_refused(dataset_copy: Path) -> None:
     change(dataset_copy, lambda fields: fields.update(classes=["n1", "n2", "n3", "n4"]))
     with pytest.raises(InputError, match=r"ffcv/train\.beton: belongs to another class list"):
@@ -189,7 +222,7 @@ def change(dataset: Path, alter: Callable[[dict[str, Any]], Any]) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "null", "[]", "5", '"format"', "{}", '{"format": 1}', "\x00", "[" * 100_000, '{"format": 1' + "0" * 9999],
+    ["", "{", "null", "[]", "5", '"format"', "{}", '{"format": 2}', "\x00", "[" * 100_000, '{"format": 2' + "0" * 9999],
     ids=lambda text: text[:20] + (text[20:] and "..."),
 )
 def test_text_that_is_no_manifest_is_named(tmp_path: Path, text: str) -> None:
@@ -210,10 +243,11 @@ def test_directory_for_a_manifest_is_named(tmp_path: Path) -> None:
         open_split(tmp_path, "train")
 
 
-def test_another_format_version_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 3, 0, -2, "2", None, [2]])
+def test_another_format_version_is_refused(tmp_path: Path, version: Any) -> None:
     MANIFEST_OF_BOTH.write(tmp_path)
-    change(tmp_path, lambda fields: fields.update(format=2))
-    with pytest.raises(InputError, match=r"dataset\.json: another format version than 1; convert again"):
+    change(tmp_path, lambda fields: fields.update(format=version))
+    with pytest.raises(InputError, match=r"dataset\.json: another format version than 2; convert again"):
         open_split(tmp_path, "train")
 
 
@@ -276,6 +310,23 @@ WRONG_FIELDS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a number for the beton": lambda fields: fields["splits"]["train"].update(beton=1),
     "a list for the beton": lambda fields: fields["splits"]["train"].update(beton=[1]),
     "a beton of other samples": lambda fields: fields["splits"]["train"]["beton"].update(samples=8),
+    "a number for the image mode": lambda fields: fields["splits"]["train"].update(image_mode=1),
+    "no extents": lambda fields: fields["splits"]["train"]["beton"].pop("extents"),
+    "a number for the extents": lambda fields: fields["splits"]["train"]["beton"].update(extents=3),
+    "an empty list of extents": lambda fields: fields["splits"]["train"]["beton"].update(extents=[], bytes=0),
+    "a head alone": lambda fields: fields["splits"]["train"]["beton"].update(
+        extents=fields["splits"]["train"]["beton"]["extents"][:1], bytes=1 << 21
+    ),
+    "extents that do not add up": lambda fields: fields["splits"]["train"]["beton"]["extents"].pop(),
+    "an extent of negative size": lambda fields: [
+        extent.update(bytes=size)
+        for extent, size in zip(
+            fields["splits"]["train"]["beton"]["extents"], (1 << 21, (2 << 21) + 169, -1), strict=True
+        )
+    ],
+    "an extent without a digest": lambda fields: fields["splits"]["train"]["beton"]["extents"][1].pop("sha256"),
+    "a number for a digest": lambda fields: fields["splits"]["train"]["beton"]["extents"][1].update(sha256=5),
+    "an extent field too many": lambda fields: fields["splits"]["train"]["beton"]["extents"][1].update(more=1),
 }
 
 

@@ -5,12 +5,16 @@ import io
 import itertools
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +25,7 @@ from pipeline.cli import run_command
 from pipeline.dataset import Manifest, open_split
 from pipeline.jpeg.headers import read_header
 from tools import convert_imagenet
-from tools.convert_imagenet import STATE, ConvertSettings, convert
+from tools.convert_imagenet import ConvertSettings, convert
 
 SCRIPT = Path(convert_imagenet.__file__)
 COUNTS = {"train": 47, "val": 19}
@@ -30,6 +34,11 @@ COUNTS = {"train": 47, "val": 19}
 def run_script(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+
+
+def result_of(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """The result that a command ended with."""
+    return json.loads(capsys.readouterr().out.splitlines()[-1])["result"]
 
 
 def run(*arguments: object) -> int:
@@ -53,6 +62,26 @@ def few(imagenet_folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "few"
 
 
+def files_of(dataset: Path, source: Path) -> dict[str, bytes]:
+    """Every file of a dataset; where its source was is left out of the report."""
+    files = files_in(dataset)
+    files["report.json"] = files["report.json"].replace(bytes(source), b"")
+    return files
+
+
+def work_in(dst: Path) -> dict[str, bytes]:
+    """The files of an unfinished conversion: there are no others."""
+    files = files_in(dst)
+    assert all(name.startswith(".conversion/") for name in files)
+    return files
+
+
+def report_of(dataset: Path) -> dict[str, Any]:
+    content = json.loads((dataset / "report.json").read_text())
+    assert list(content) == ["counts", "images"]
+    return content
+
+
 def source_of(imagenet_folder: Path) -> dict[str, list[tuple[str, bytes, str]]]:
     """Name, bytes and wnid of every image of each split, from the source alone."""
     labels = (imagenet_folder / "val_labels.txt").read_text().split()
@@ -67,11 +96,12 @@ def source_of(imagenet_folder: Path) -> dict[str, list[tuple[str, bytes, str]]]:
 def stems_in(dataset: Path, split: str) -> list[str]:
     """The original file name of each dataset position, as the shards' keys tell it."""
     names = []
-    for shard in sorted(dataset.glob(f"webdataset/{split}-*.tar")):
+    for number, shard in enumerate(sorted(dataset.glob(f"webdataset/{split}-*.tar"))):
         with tarfile.open(shard) as archive:
-            names += [name.removesuffix(".jpg") for name in archive.getnames() if name.endswith(".jpg")]
-    assert [int(name.partition("_")[0]) for name in names] == list(range(len(names)))
-    return [name.partition("_")[2] for name in names]
+            keys = [name.removesuffix(".jpg").split("_", 2) for name in archive.getnames() if name.endswith(".jpg")]
+        assert [key[:2] for key in keys] == [[f"{number:06d}", f"{place:06d}"] for place in range(len(keys))]
+        names += [key[2] for key in keys]
+    return names
 
 
 def test_script_converts_and_ends_with_a_result_line(imagenet_folder: Path, dataset: Path, tmp_path: Path) -> None:
@@ -90,7 +120,7 @@ def test_script_converts_and_ends_with_a_result_line(imagenet_folder: Path, data
 
 def test_one_worker_writes_the_same_bytes(imagenet_folder: Path, dataset: Path, tmp_path: Path) -> None:
     labels = imagenet_folder / "val_labels.txt"
-    convert(ConvertSettings(src=imagenet_folder, dst=tmp_path, val_labels=labels, shard_size="100KB", workers=1))
+    convert(ConvertSettings(src=(imagenet_folder,), dst=tmp_path, val_labels=labels, shard_size="100KB", workers=1))
     assert files_in(tmp_path) == files_in(dataset)
 
 
@@ -113,7 +143,7 @@ def test_training_images_are_mixed_and_validation_images_in_file_name_order(data
 
 def test_another_seed_mixes_otherwise(imagenet_folder: Path, dataset: Path, tmp_path: Path) -> None:
     labels = imagenet_folder / "val_labels.txt"
-    convert(ConvertSettings(src=imagenet_folder, dst=tmp_path, val_labels=labels, seed=1))
+    convert(ConvertSettings(src=(imagenet_folder,), dst=tmp_path, val_labels=labels, seed=1))
     assert stems_in(tmp_path, "val") == stems_in(dataset, "val")
     assert stems_in(tmp_path, "train") != stems_in(dataset, "train")
     assert sorted(stems_in(tmp_path, "train")) == sorted(stems_in(dataset, "train"))
@@ -141,14 +171,16 @@ def test_validation_in_class_folders_needs_no_labels(src: Path, dataset: Path, t
     assert sorted(ours.samples[i] for i in range(19)) == sorted(theirs.samples[i] for i in range(19))
 
 
-def test_valprep_script_gives_the_same_dataset_as_the_synset_list(src: Path, dataset: Path, tmp_path: Path) -> None:
+def test_valprep_script_gives_the_same_dataset_as_the_synset_list(
+    src: Path, imagenet_folder: Path, dataset: Path, tmp_path: Path
+) -> None:
     names = sorted(path.name for path in (src / "val").iterdir())
     wnids = (src / "val_labels.txt").read_text().split()
     moves = [f"mv {name} {wnid}/" for name, wnid in zip(names, wnids, strict=True)]
     (tmp_path / "valprep.sh").write_text("\n".join(["mkdir -p n00000001", *reversed(moves)]))
     flags = ["--val-labels", tmp_path / "valprep.sh", "--shard-size", "100KB"]
     assert run("--src", src, "--dst", tmp_path / "dst", *flags) == 0
-    assert files_in(tmp_path / "dst") == files_in(dataset)
+    assert files_of(tmp_path / "dst", src) == files_of(dataset, imagenet_folder)
 
 
 @pytest.mark.parametrize(("name", "other"), [("webdataset", "ffcv"), ("ffcv", "webdataset")])
@@ -163,7 +195,7 @@ def test_source_without_validation_converts_training_alone(
     few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("--src", few, "--dst", tmp_path / "dst") == 0
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])["result"]
+    result = result_of(capsys)
     assert (result["train"], result["val"]) == (2, 0)
     assert list(Manifest.read(tmp_path / "dst").splits) == ["train"]
 
@@ -177,46 +209,45 @@ def png_bytes(mode: str) -> bytes:
 
 
 ODD_FILES = {
-    "PNG": (png_bytes("RGB"), "a PNG file"),
-    "palette PNG": (png_bytes("P"), "a PNG file"),
-    "PNG with alpha": (png_bytes("RGBA"), "a PNG file"),
-    "CMYK": (jpeg_bytes(photograph(50, 61, seed=2), "CMYK"), "a JPEG of 8 bit with 4 components (mode CMYK)"),
+    "PNG": (png_bytes("RGB"), "a PNG file", "re-encoded"),
+    "palette PNG": (png_bytes("P"), "a PNG file", "re-encoded"),
+    "CMYK": (
+        jpeg_bytes(photograph(50, 61, seed=2), "CMYK"),
+        "a JPEG of 8 bit with 4 components (mode CMYK)",
+        "re-encoded",
+    ),
+    "grey": (jpeg_bytes(photograph(50, 61, seed=3), "L"), "greyscale", "kept"),
+    "bytes behind the end": (
+        jpeg_bytes(photograph(50, 61, seed=3)) + b"\0trailer",
+        "8 bytes behind the end",
+        "kept",
+    ),
+    "corrupt EXIF": (jpeg_bytes(photograph(50, 61, seed=3), exif=b"Exif\0\0II*"), "corrupt EXIF data", "kept"),
+    "EXIF orientation": (jpeg_bytes(photograph(50, 61, seed=3), exif=turned()), "", "kept"),
+    "1 x 1 pixel": (jpeg_bytes(photograph(1, 1, seed=3)), "", "kept"),
 }
 
 
-@pytest.mark.parametrize(("data", "remark"), ODD_FILES.values(), ids=ODD_FILES.keys())
-def test_what_decoders_would_not_read_alike_is_re_encoded_and_reported(
-    few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], data: bytes, remark: str
+@pytest.mark.parametrize(("data", "odd", "done"), ODD_FILES.values(), ids=ODD_FILES.keys())
+def test_odd_files_are_kept_or_re_encoded_and_reported(
+    few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], data: bytes, odd: str, done: str
 ) -> None:
-    odd = few / "train" / "n00000001" / "odd.JPEG"
-    odd.write_bytes(data)
+    image = few / "train" / "n00000001" / "odd.JPEG"
+    image.write_bytes(data)
     assert run("--src", few, "--dst", tmp_path / "dst") == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["result"]["reencoded"] == 1
-    (entry,) = json.loads((tmp_path / "dst" / "report.json").read_text())
-    assert entry == {"split": "train", "file": str(odd), "odd": remark, "done": "re-encoded"}
-
-    stored = open_split(tmp_path / "dst", "train").samples[stems_in(tmp_path / "dst", "train").index("odd")].jpeg
+    assert result_of(capsys)["reencoded"] == (done == "re-encoded")
+    kind = odd.replace("8 bytes", "bytes")
+    entry = {"split": "train", "file": str(image), "odd": odd, "done": done}
+    assert report_of(tmp_path / "dst") == {
+        "counts": {f"{kind}: {done}": 1} if odd else {},
+        "images": [entry] if odd else [],
+    }
+    split, index = open_split(tmp_path / "dst", "train"), stems_in(tmp_path / "dst", "train").index("odd")
+    assert split.shards[index] == split.beton[index]
+    stored = split.samples[index].jpeg
     assert read_header(stored).is_decodable_everywhere
-    difference = np.abs(decoded(stored).astype(int) - decoded(data))
-    assert difference.mean() < 6, "another image would be off by about 60"
-
-
-KEPT_FILES = {
-    "progressive": jpeg_bytes(photograph(50, 61, seed=3), progressive=True),
-    "grey": jpeg_bytes(photograph(50, 61, seed=3), "L"),
-    "EXIF orientation": jpeg_bytes(photograph(50, 61, seed=3), exif=turned()),
-    "bytes behind the end": jpeg_bytes(photograph(50, 61, seed=3)) + b"\0trailer",
-    "1 x 1 pixel": jpeg_bytes(photograph(1, 1, seed=3)),
-}
-
-
-@pytest.mark.parametrize("data", KEPT_FILES.values(), ids=KEPT_FILES.keys())
-def test_jpegs_that_every_decoder_reads_are_kept_byte_for_byte(few: Path, tmp_path: Path, data: bytes) -> None:
-    (few / "train" / "n00000001" / "kept.JPEG").write_bytes(data)
-    assert run("--src", few, "--dst", tmp_path / "dst") == 0
-    assert json.loads((tmp_path / "dst" / "report.json").read_text()) == []
-    split, index = open_split(tmp_path / "dst", "train"), stems_in(tmp_path / "dst", "train").index("kept")
-    assert split.shards[index].jpeg == split.beton[index].jpeg == data
+    assert np.abs(decoded(stored).astype(int) - decoded(data)).mean() < 6, "another image would be off by about 60"
+    assert (stored == data) == (done == "kept")
 
 
 def truncate(path: Path, share: float) -> None:
@@ -228,17 +259,13 @@ VAL_IMAGE = "val/ILSVRC2012_val_00000019.JPEG"
 
 # What is done to the source, the flags besides --src and --dst, and what the one line must name.
 BAD_SOURCES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no such source": (shutil.rmtree, "--src {src}: no folder train/"),
-    "no train folder": (lambda src: (src / "train").rename(src / "Train"), "--src {src}: no folder train/"),
+    "no such source": (shutil.rmtree, "--src {src}: no such file or folder"),
+    "no train folder": (lambda src: (src / "train").rename(src / "Train"), "--src {src}: no train images in it"),
     "empty train": (lambda src: [shutil.rmtree(p) for p in (src / "train").iterdir()], "{src}/train: no class folders"),
     "empty class folder": (lambda src: (src / "train" / "n9").mkdir(), "{src}/train/n9: no images"),
     "class folder of other files": (
         lambda src: [(src / "train/n9").mkdir(), (src / "train/n9/a.txt").write_text("a")],
         "{src}/train/n9: no images",
-    ),
-    "labels for class folders": (
-        lambda src: shutil.copytree(src / "train/n00000001", src / "val/n00000001"),
-        "--val-labels: not needed, {src}/val is in class folders already",
     ),
     "empty validation": (
         lambda src: [p.unlink() for p in (src / "val").iterdir()],
@@ -250,6 +277,9 @@ BAD_SOURCES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "label without an image": (lambda src: (src / VAL_IMAGE).unlink(), "{src}/val_labels.txt: 19 labels for 18 images"),
     "missing labels file": (lambda src: (src / "val_labels.txt").unlink(), "--val-labels {src}/val_labels.txt: "),
+}
+
+BAD_IMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "text file as an image": (lambda src: (src / TRAIN_IMAGE).write_text("not found"), "{src}/" + TRAIN_IMAGE),
     "empty image": (lambda src: (src / TRAIN_IMAGE).write_bytes(b""), "{src}/" + TRAIN_IMAGE),
     "truncated image": (lambda src: truncate(src / TRAIN_IMAGE, 0.6), "{src}/" + TRAIN_IMAGE),
@@ -268,16 +298,30 @@ def test_bad_source_ends_with_one_line_that_names_it_and_leaves_nothing(
 ) -> None:
     spoil(src)
     dst = tmp_path / "dst"
-    code = run("--src", src, "--dst", dst, "--val-labels", src / "val_labels.txt", "--shard-size", "20KB")
+    code = run("--src", src, "--dst", dst, "--val-labels", src / "val_labels.txt", "--shard-size", "100KB")
     assert_refused(code, capsys, named.format(src=src))
-    assert not files_in(dst)
+    assert not dst.exists()
+
+
+@pytest.mark.parametrize(("spoil", "named"), BAD_IMAGES.values(), ids=BAD_IMAGES.keys())
+def test_bad_image_ends_with_one_line_that_names_it_and_nothing_looks_complete(
+    src: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Callable[[Path], object], named: str
+) -> None:
+    spoil(src)
+    dst = tmp_path / "dst"
+    code = run("--src", src, "--dst", dst, "--val-labels", src / "val_labels.txt", "--shard-size", "100KB")
+    assert_refused(code, capsys, named.format(src=src))
+    assert work_in(dst)
+
+
+PROGRESS = ("train: ", "val: ")
 
 
 def assert_refused(code: int, capsys: pytest.CaptureFixture[str], named: str) -> None:
     captured = capsys.readouterr()
     assert code == 2
     assert captured.out == ""
-    (line,) = captured.err.splitlines()
+    (line,) = (line for line in captured.err.splitlines() if not line.startswith(PROGRESS))
     assert line.startswith("error: ")
     assert named in line
     assert " object at 0x" not in line
@@ -289,7 +333,7 @@ def test_validation_class_folder_that_training_lacks_is_named(
     shutil.rmtree(src / "val")
     shutil.copytree(src / "train" / "n00000001", src / "val" / "n00000009")
     code = run("--src", src, "--dst", tmp_path / "dst")
-    assert_refused(code, capsys, f"{src}/val/n00000009: this class is not among the 4 of training")
+    assert_refused(code, capsys, "its class n00000009 is not among the 4 of train")
 
 
 def test_flat_validation_without_labels_is_refused(
@@ -313,6 +357,26 @@ def test_flat_validation_without_labels_is_refused(
         ["--format", "zip"],
         ["--format"],
         ["--no-such-flag", "1"],
+        ["--splits", "test"],
+        ["--jpeg", "tiff"],
+        ["--on-bad", "ignore"],
+        ["--quality", "80"],
+        ["--subsampling", "444"],
+        ["--max-side", "100"],
+        ["--max-side", "0", "--jpeg", "reencode"],
+        ["--max-side", "65536", "--jpeg", "reencode"],
+        ["--quality", "0", "--jpeg", "reencode"],
+        ["--quality", "101", "--jpeg", "reencode"],
+        ["--subsampling", "440", "--jpeg", "reencode"],
+        ["--jpeg", "raw"],
+        ["--jpeg", "proportion", "--format", "webdataset"],
+        ["--compress-probability", "1.5"],
+        ["--compress-probability", "nan"],
+        ["--part", "0/3"],
+        ["--part", "4/3"],
+        ["--part", "3"],
+        ["--part", "1/0"],
+        ["--merge", "--part", "1/2"],
     ],
     ids=" ".join,
 )
@@ -322,8 +386,7 @@ def test_wrong_flag_is_named(few: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert not (tmp_path / "dst").exists()
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-@pytest.mark.parametrize("terminal", [False, True], ids=["pipe", "terminal"])
+@pytest.mark.parametrize(("encoding", "terminal"), [("ascii", False), ("utf-8", True)], ids=["pipe", "terminal"])
 def test_script_names_a_wrong_flag_in_one_plain_line(tmp_path: Path, encoding: str, terminal: bool) -> None:
     """In a pipe, in a terminal, and where Python cannot write box-drawing characters."""
     environment = {**os.environ, "PYTHONIOENCODING": encoding, "TERM": "xterm"}
@@ -350,6 +413,108 @@ def test_shard_sizes_are_decimal(text: str, size: int) -> None:
     assert ConvertSettings(shard_size=text).shard_bytes == size
 
 
+@pytest.fixture
+def few_flags(few: Path, tmp_path: Path) -> list[object]:
+    """A source in two places: training images in one, validation images in the other."""
+    (tmp_path / "val").mkdir()
+    shutil.copytree(few / "train", tmp_path / "val" / "val")
+    return ["--src", few, tmp_path / "val", "--dst", tmp_path / "dst"]
+
+
+def test_source_may_be_in_several_places(few_flags: list[object], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*few_flags) == 0
+    result = result_of(capsys)
+    assert (result["train"], result["val"]) == (2, 2)
+
+
+@pytest.mark.parametrize(("split", "counts"), [("train", (2, 0)), ("val", (0, 2))])
+def test_one_split_alone_is_converted(
+    few_flags: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str], split: str, counts: tuple[int, int]
+) -> None:
+    assert run(*few_flags, "--splits", split) == 0
+    result = result_of(capsys)
+    assert (result["train"], result["val"]) == counts
+    assert list(Manifest.read(tmp_path / "dst").splits) == [split]
+    assert {path.stem for path in tmp_path.glob("dst/ffcv/*")} == {split}
+
+
+def test_unverified_images_are_taken_as_they_are(few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = sorted(few.glob("train/*/*"))[0]
+    truncate(image, 0.6)
+    assert run("--src", few, "--dst", tmp_path / "dst", "--no-verify") == 0
+    assert result_of(capsys)["bad"] == 0
+    split, index = open_split(tmp_path / "dst", "train"), stems_in(tmp_path / "dst", "train").index(image.stem)
+    assert split.shards[index].jpeg == image.read_bytes()
+
+
+CHANGED = ("--max-side", "100", "--quality", "70", "--subsampling", "444")
+
+
+def test_re_encoded_images_are_reduced_and_in_both_formats(
+    imagenet_folder: Path, dataset: Path, tmp_path: Path
+) -> None:
+    labels = imagenet_folder / "val_labels.txt"
+    flags = ["--src", imagenet_folder, "--val-labels", labels, "--shard-size", "100KB", "--jpeg", "reencode", *CHANGED]
+    assert run(*flags, "--dst", tmp_path / "dst", "--workers", 1) == 0
+    assert run(*flags, "--dst", tmp_path / "other", "--workers", 5) == 0
+    assert files_in(tmp_path / "dst") == files_in(tmp_path / "other")
+    assert stems_in(tmp_path / "dst", "train") == stems_in(dataset, "train")
+    for name, count in COUNTS.items():
+        split, kept = open_split(tmp_path / "dst", name), open_split(dataset, name)
+        for index in range(count):
+            sample, source = split.shards[index], kept.shards[index]
+            assert split.beton[index] == sample
+            assert sample.label == source.label
+            header, before = read_header(sample.jpeg), read_header(source.jpeg)
+            assert max(header.height, header.width) == min(100, max(before.height, before.width))
+            assert len(header.components) == len(before.components)
+    shards = len(Manifest.read(tmp_path / "dst").splits["train"].shards)
+    assert 1 <= shards < len(Manifest.read(dataset).splits["train"].shards), "smaller images fill fewer shards"
+
+
+def test_re_encoded_images_may_be_larger_than_the_largest_of_the_source(few: Path, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3)).astype(np.uint8)
+    (few / "train" / "n00000001" / "large.JPEG").write_bytes(jpeg_bytes(noise, quality=60))
+    flags = ["--jpeg", "reencode", "--quality", "100", "--subsampling", "444"]
+    assert run("--src", few, "--dst", tmp_path / "dst", *flags) == 0
+    split = open_split(tmp_path / "dst", "train")
+    assert max(len(split.beton[index].jpeg) for index in range(3)) > 1 << 21, "more than the smallest page holds"
+
+
+def test_raw_pixels_are_those_of_the_source(imagenet_folder: Path, dataset: Path, tmp_path: Path) -> None:
+    flags = ["--src", imagenet_folder, "--val-labels", imagenet_folder / "val_labels.txt", "--format", "ffcv"]
+    assert run(*flags, "--dst", tmp_path, "--jpeg", "raw", "--max-side", "300") == 0
+    for name, count in COUNTS.items():
+        split, kept = open_split(tmp_path, name), open_split(dataset, name)
+        assert split.formats == ("ffcv-raw",)
+        for index in range(count):
+            expected = decoded(kept.samples[index].jpeg)
+            pixels = np.frombuffer(split.beton.read(index), np.uint8).reshape(expected.shape)
+            assert np.abs(pixels.astype(int) - expected).max() <= 2
+            assert split.beton.metadata["f1"][index] == kept.samples[index].label
+
+
+def test_proportion_has_jpegs_and_pixels(imagenet_folder: Path, tmp_path: Path) -> None:
+    flags = ["--src", imagenet_folder, "--splits", "train", "--format", "ffcv", "--jpeg", "proportion"]
+    assert run(*flags, "--dst", tmp_path, "--max-side", "100", "--compress-probability", "0.3") == 0
+    images = open_split(tmp_path, "train").beton.metadata["f0"]
+    assert 0.1 < (images["mode"] == 0).mean() < 0.5
+    assert images["height"].max() <= 100 >= images["width"].max()
+
+
+def test_progress_tells_rates_remaining_time_and_odd_images(
+    imagenet_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convert_imagenet, "LOG_SECONDS", -1)
+    with caplog.at_level("INFO", convert_imagenet.__name__):
+        assert run("--src", imagenet_folder, "--splits", "train", "--dst", tmp_path) == 0
+    lines = [line for line in caplog.messages if line.startswith("train: ") and "left" in line]
+    assert len(lines) == 47
+    grey = sum(number % 7 == 2 for count in (12, 10, 14, 11) for number in range(count))
+    told = rf"train: 47 of 47 images, \d+ images/s, \d+ MB/s, 0 min left, {grey} odd"
+    assert re.fullmatch(told, lines[-1])
+
+
 def test_converted_dataset_is_not_overwritten(few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dst = tmp_path / "dst"
     assert run("--src", few, "--dst", dst) == 0
@@ -371,7 +536,7 @@ def test_file_in_the_way_of_a_folder_is_refused(few: Path, tmp_path: Path, capsy
     (tmp_path / "dst").mkdir()
     (tmp_path / "dst" / "ffcv").write_text("mine")
     code = run("--src", few, "--dst", tmp_path / "dst")
-    assert_refused(code, capsys, f"--dst {tmp_path}/dst: cannot be written")
+    assert_refused(code, capsys, f"--dst {tmp_path}/dst: ffcv in it is a file")
     assert files_in(tmp_path / "dst") == {"ffcv": b"mine"}
 
 
@@ -390,59 +555,55 @@ def test_files_of_others_in_the_target_stay(few: Path, tmp_path: Path) -> None:
     assert mine.items() <= files_in(tmp_path / "dst").items()
 
 
-def test_conversion_after_a_mended_image_gives_what_a_fresh_one_gives(src: Path, dataset: Path, tmp_path: Path) -> None:
-    image = src / "val" / "ILSVRC2012_val_00000019.JPEG"
-    sound = image.read_bytes()
-    image.write_bytes(sound[:100])
-    flags = ["--src", src, "--dst", tmp_path / "dst", "--val-labels", src / "val_labels.txt", "--shard-size", "100KB"]
-    assert run(*flags) == 2
-    image.write_bytes(sound)
-    assert run(*flags) == 0
-    assert files_in(tmp_path / "dst") == files_in(dataset)
-
-
-def test_conversion_after_a_killed_one_gives_what_a_fresh_one_gives(
-    imagenet_folder: Path, dataset: Path, tmp_path: Path
-) -> None:
-    """What a killed conversion leaves: its mark, finished shards, files in work, and no dataset.json."""
-    dst = tmp_path / "dst"
-    dst.mkdir()
-    (dst / STATE).touch()
-    for name in ("webdataset/train-000000.tar", "webdataset/train-000000.idx", "webdataset/train-000017.tar"):
-        (dst / name).parent.mkdir(parents=True, exist_ok=True)
-        (dst / name).write_bytes(b"of an earlier conversion")
-    (dst / "ffcv").mkdir()
-    for name in ("webdataset/.train-000018.tar.partial", "ffcv/.train.beton.partial", "ffcv/val.beton"):
-        (dst / name).write_bytes(b"half a file")
-    labels = imagenet_folder / "val_labels.txt"
-    assert run("--src", imagenet_folder, "--dst", dst, "--val-labels", labels, "--shard-size", "100KB") == 0
-    assert files_in(dst) == files_in(dataset)
-
-
-def test_script_names_a_bad_image_in_its_last_line_without_a_traceback(few: Path, tmp_path: Path) -> None:
-    bad = few / "train" / "n00000001" / "bad.JPEG"
-    bad.write_text("404 not found")
-    done = run_script("--src", few, "--dst", tmp_path / "dst")
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith(f"error: {bad}: ")
-    assert not files_in(tmp_path / "dst")
-
-
-def test_script_starts_no_program_for_an_image(few: Path, tmp_path: Path) -> None:
+def test_script_names_a_bad_image_in_its_last_line_and_starts_no_program_for_it(few: Path, tmp_path: Path) -> None:
     """PIL hands PostScript to Ghostscript, whatever the file is called. This `gs` only tells that it was called."""
     called, programs = tmp_path / "called", tmp_path / "bin"
     programs.mkdir()
     (programs / "gs").write_text(f"#!/bin/sh\ntouch {called}\n")
     (programs / "gs").chmod(0o755)
-    bad = few / "train" / "n00000001" / "bad.JPEG"
+    bad, odd = (few / "train" / "n00000001" / name for name in ("bad.JPEG", "odd.JPEG"))
     bad.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    Image.new("P", (9, 9)).save(odd, "PNG", transparency=bytes(9))
     environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
     done = run_script("--src", few, "--dst", tmp_path / "dst", env=environment)
     assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.splitlines()[-1].startswith(f"error: {bad}: not an image; ")
+    assert "Traceback" not in done.stderr
+    assert "Warning" not in done.stderr, "PIL warns of the transparency of the other image"
     assert not called.exists()
-    assert str(bad) in done.stderr
+    assert work_in(tmp_path / "dst")
+
+
+def interrupted_script(number: signal.Signals, records: int, dst: Path, *arguments: object) -> tuple[int, str]:
+    """Start the script and send it a signal when so many shards are on record. Returns its exit code and stderr."""
+    command = [sys.executable, str(SCRIPT), "--dst", str(dst), *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and len(list(dst.glob(".conversion/*-??????.json"))) < records:
+            time.sleep(0.001)
+        process.send_signal(number)
+        _, told = process.communicate(timeout=60)
+    return process.returncode, told
+
+
+def test_script_killed_and_interrupted_continues_to_the_same_bytes(
+    imagenet_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dst = tmp_path / "dst"
+    labels = imagenet_folder / "val_labels.txt"
+    flags = ["--src", imagenet_folder, "--val-labels", labels, "--shard-size", "15KB", "--format", "webdataset"]
+    code, _ = interrupted_script(signal.SIGKILL, 3, dst, *flags, "--workers", 1)
+    assert code == -signal.SIGKILL
+    killed = work_in(dst)
+    code, told = interrupted_script(signal.SIGINT, 12, dst, *flags, "--workers", 5)
+    assert code == 130
+    assert told.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in told
+    assert len(work_in(dst)) > len(killed)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # the rest may be quick
+    assert run(*flags, "--dst", dst) == 0
+    assert run(*flags, "--dst", tmp_path / "once") == 0
+    assert files_in(dst) == files_in(tmp_path / "once")
 
 
 def test_script_without_arguments_says_which_default_is_missing(tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ import hashlib
 import io
 import os
 import re
+import resource
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from images import files_in, varied_jpeg
 
 from pipeline.errors import InputError
 from pipeline.formats.samples import Sample
-from pipeline.formats.shards import ShardInfo, ShardSamples, ShardWriter, position_of_key, sample_key
+from pipeline.formats.shards import ShardInfo, ShardSamples, ShardWriter, position_of_key, sample_key, stored_size
 
 NUM_CLASSES = 12
 STEMS = [
@@ -35,14 +37,21 @@ STEMS = [
 ]
 JPEGS = [varied_jpeg(number, seed=7) for number in range(len(STEMS))]
 LABELS = [0, 11, 3, 3, 10, 1, 2, 9, 7]
-SHARD_BYTES = 40_000
+COUNTS = (4, 1, 4)  # samples of each shard
+FIRST = np.cumsum((0, *COUNTS))
 
 
-def write(dataset: Path, shard_bytes: int = SHARD_BYTES) -> tuple[ShardInfo, ...]:
-    writer = ShardWriter(dataset, "train", shard_bytes)
-    for stem, jpeg, label in zip(STEMS, JPEGS, LABELS, strict=True):
-        writer.add(stem, jpeg, label)
-    return tuple(writer.close())
+def write(dataset: Path, counts: tuple[int, ...] = COUNTS) -> tuple[ShardInfo, ...]:
+    samples = iter(zip(STEMS, JPEGS, LABELS, strict=True))
+    shards = []
+    for number, count in enumerate(counts):
+        name = f"webdataset/train-{number:06d}.tar"
+        writer = ShardWriter(dataset / name, number)
+        for stem, jpeg, label in islice(samples, count):
+            writer.add(stem, jpeg, label)
+        size, sha256 = writer.close()
+        shards.append(ShardInfo(name=name, samples=count, bytes=size, sha256=sha256))
+    return tuple(shards)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +76,7 @@ def test_webdataset_library_reads_the_shards(written: tuple[Path, tuple[ShardInf
     found = list(webdataset.WebDataset(urls, shardshuffle=False))
     assert [sample["jpg"] for sample in found] == JPEGS
     assert [int(sample["cls"]) for sample in found] == LABELS
-    assert [position_of_key(sample["__key__"]) for sample in found] == list(range(len(STEMS)))
+    assert [position_of_key(sample["__key__"], FIRST) for sample in found] == list(range(len(STEMS)))
 
 
 def test_webdataset_library_decodes_labels_to_integers(written: tuple[Path, tuple[ShardInfo, ...]]) -> None:
@@ -119,40 +128,32 @@ def test_members_are_a_piece_of_a_tar_stream(written: tuple[Path, tuple[ShardInf
     with tarfile.open(fileobj=io.BytesIO(b"".join(map(samples.read_members, chosen)))) as archive:
         names = archive.getnames()
         contents = [archive.extractfile(name).read() for name in names]
-    assert names == [sample_key(i, STEMS[i]) + suffix for i in chosen for suffix in (".jpg", ".cls")]
+    keys = [sample_key(shard, place, STEMS[at]) for at, shard, place in ((7, 2, 2), (0, 0, 0), (3, 0, 3))]
+    assert names == [key + suffix for key in keys for suffix in (".jpg", ".cls")]
     assert contents == [data for i in chosen for data in (JPEGS[i], str(LABELS[i]).encode())]
 
 
 def test_shards_are_as_recorded(written: tuple[Path, tuple[ShardInfo, ...]]) -> None:
     dataset, shards = written
-    assert len(shards) > 2
-    assert [shard.name for shard in shards] == [f"webdataset/train-{n:06d}.tar" for n in range(len(shards))]
-    assert sum(shard.samples for shard in shards) == len(STEMS)
+    assert sorted(files_in(dataset)) == sorted(
+        f"webdataset/train-{number:06d}.{suffix}" for number in range(len(COUNTS)) for suffix in ("idx", "tar")
+    )
     for shard in shards:
         data = (dataset / shard.name).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (shard.bytes, shard.sha256)
 
 
-@pytest.mark.parametrize("shard_bytes", [25_000, 40_000, 80_000])
-def test_shards_stay_below_the_limit_and_none_could_take_the_next_sample(tmp_path: Path, shard_bytes: int) -> None:
-    shards = write(tmp_path, shard_bytes)
-    samples = ShardSamples(tmp_path, shards, NUM_CLASSES)
-    firsts = np.cumsum([shard.samples for shard in shards])[:-1].tolist()
-    assert all(shard.bytes <= shard_bytes for shard in shards)
-    for shard, first in zip(shards, firsts, strict=False):
-        assert shard.bytes + len(samples.read_members(first)) > shard_bytes
+def test_size_of_a_shard_is_known_before_it_is_written(written: tuple[Path, tuple[ShardInfo, ...]]) -> None:
+    jpegs = iter(JPEGS)
+    for shard in written[1]:
+        assert shard.bytes == 1024 + sum(stored_size(len(jpeg)) for jpeg in islice(jpegs, shard.samples))
 
 
-def test_shard_of_exactly_the_limit_is_allowed(tmp_path: Path) -> None:
-    first = write(tmp_path / "a")[0]
-    assert write(tmp_path / "b", first.bytes)[0] == first
-    assert write(tmp_path / "c", first.bytes - 1)[0].samples == first.samples - 1
-
-
-def test_sample_above_the_limit_has_a_shard_of_its_own(tmp_path: Path) -> None:
-    shards = write(tmp_path, shard_bytes=1)
-    assert [shard.samples for shard in shards] == [1] * len(STEMS)
-    assert read_all(ShardSamples(tmp_path, shards, NUM_CLASSES)) == list(map(Sample, JPEGS, LABELS))
+@pytest.mark.parametrize("size", [0, 1, 511, 512, 513])
+def test_stored_size_is_what_a_sample_adds(tmp_path: Path, size: int) -> None:
+    writer = ShardWriter(tmp_path / "some.tar", 0)
+    writer.add("one", bytes(size), 999)
+    assert writer.close()[0] == stored_size(size) + 1024
 
 
 def test_same_samples_give_the_same_bytes(written: tuple[Path, tuple[ShardInfo, ...]], tmp_path: Path) -> None:
@@ -160,44 +161,108 @@ def test_same_samples_give_the_same_bytes(written: tuple[Path, tuple[ShardInfo, 
     assert files_in(tmp_path) == files_in(written[0])
 
 
-@given(position=st.integers(0, 10**8), stem=st.text(max_size=80))
-def test_key_holds_its_position_and_nothing_that_a_reader_splits_at(position: int, stem: str) -> None:
-    key = sample_key(position, stem)
-    assert position_of_key(key) == position
+def test_a_shard_does_not_depend_on_those_before_it(
+    written: tuple[Path, tuple[ShardInfo, ...]], tmp_path: Path
+) -> None:
+    """So that every machine can write any of them."""
+    writer = ShardWriter(tmp_path / "other" / "any.tar", 2)
+    for stem, jpeg, label in list(zip(STEMS, JPEGS, LABELS, strict=True))[5:]:
+        writer.add(stem, jpeg, label)
+    last = written[1][2]
+    assert writer.close() == (last.bytes, last.sha256)
+    theirs = (written[0] / last.name).with_suffix(".idx").read_bytes()
+    assert files_in(tmp_path) == {"other/any.tar": (written[0] / last.name).read_bytes(), "other/any.idx": theirs}
+
+
+@given(
+    counts=st.lists(st.integers(1, 1500), min_size=1, max_size=5),
+    at=st.integers(0, 10**6),
+    stem=st.text(max_size=80),
+    folder=st.sampled_from(["", "./", "some/folder/"]),
+)
+def test_key_holds_its_position_and_nothing_that_a_reader_splits_at(
+    counts: list[int], at: int, stem: str, folder: str
+) -> None:
+    first = np.cumsum([0, *counts])
+    position = at % int(first[-1])
+    shard = int(np.searchsorted(first, position, side="right")) - 1
+    key = sample_key(shard, position - int(first[shard]), stem)
+    assert position_of_key(folder + key, first) == position
     assert key.isascii()
     assert not set(key) & set("./\\ \n\0")
 
 
-@pytest.mark.parametrize("key", ["n01440764_10026", "", "cat"])
+def test_keys_stand_in_the_order_of_their_positions() -> None:
+    keys = [sample_key(shard, place, "x") for shard in (0, 9, 10, 999_999) for place in (0, 9, 10, 99_999, 100_000)]
+    assert keys == sorted(keys)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "n01440764_10026",
+        "",
+        "cat",
+        "000000",
+        "_",
+        "000000_",
+        "000000_000004_behind_its_shard",
+        "000003_000000_behind_the_last_shard",
+        "000001_000001_x",
+        "-00001_000000_x",
+        "000000_-00001_x",
+        f"000000_{1 << 70}_x",
+        f"{1 << 70}_000000_x",
+        f"{'9' * 5000}_000000_x",
+    ],
+    ids=lambda key: key[:40],
+)
 def test_foreign_key_has_no_position(key: str) -> None:
-    with pytest.raises(ValueError, match="invalid literal"):
-        position_of_key(key)
+    with pytest.raises(ValueError, match=r"is no sample|invalid literal|not enough values|Exceeds the limit"):
+        position_of_key(key, FIRST)
 
 
 def test_no_shard_has_its_name_before_it_is_complete(tmp_path: Path) -> None:
-    writer = ShardWriter(tmp_path, "train", 1 << 30)
+    writer = ShardWriter(tmp_path / "train-000000.tar", 0)
     writer.add(STEMS[0], JPEGS[0], 0)
-    assert not list(tmp_path.glob("webdataset/[!.]*"))
+    assert not list(tmp_path.glob("[!.]*"))
     writer.close()
-    assert sorted(path.name for path in tmp_path.glob("webdataset/*")) == ["train-000000.idx", "train-000000.tar"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["train-000000.idx", "train-000000.tar"]
 
 
 def test_abort_leaves_nothing_of_the_shard_in_work(tmp_path: Path) -> None:
-    writer = ShardWriter(tmp_path, "train", 1 << 30)
+    writer = ShardWriter(tmp_path / "train-000000.tar", 0)
     writer.add(STEMS[0], JPEGS[0], 0)
     writer.abort()
     assert not files_in(tmp_path)
 
 
-def test_no_sample_gives_no_shard(tmp_path: Path) -> None:
-    assert ShardWriter(tmp_path, "train", SHARD_BYTES).close() == []
-    assert not files_in(tmp_path)
+@contextlib.contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """For the time of the block, the kernel lets no file of this process grow above `size` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("limit", [0, 100, len(JPEGS[0])])
+def test_a_shard_that_the_disk_has_no_room_for_leaves_nothing(tmp_path: Path, limit: int) -> None:
+    writer = ShardWriter(tmp_path / "train-000000.tar", 0)
+    with files_of_at_most(limit):
+        with pytest.raises(OSError, match="File too large"):  # noqa: PT012 (the writer may notice at either)
+            writer.add(STEMS[0], JPEGS[0], 0)
+            writer.close()
+        writer.abort()
+    assert not [name for name in files_in(tmp_path) if name.endswith((".tar", ".partial"))]
 
 
 @pytest.fixture
 def one_shard(tmp_path: Path) -> tuple[Path, ShardInfo]:
     """A dataset directory with one shard that a test may damage."""
-    (shard,) = write(tmp_path, 1 << 30)
+    (shard,) = write(tmp_path, (len(STEMS),))
     return tmp_path, shard
 
 
@@ -269,6 +334,38 @@ def test_altered_index_is_named(one_shard: tuple[Path, ShardInfo], alter: Callab
         ShardSamples(dataset, (shard,), NUM_CLASSES)
 
 
+MISLEADING_INDICES: dict[str, Callable[[list[str]], object]] = {
+    "two labels swapped": lambda words: swap(words, 4, 12),
+    "two images swapped": lambda words: swap(words, 0, 8),
+    "two samples swapped": lambda words: (swap(words, 0, 8), swap(words, 4, 12)),
+    "a label cut short": lambda words: words.__setitem__(14, "1"),
+    "an image cut short": lambda words: words.__setitem__(2, str(int(words[2]) - 1)),
+    "an image a block too late": lambda words: words.__setitem__(1, "1024"),
+}
+
+
+def swap(words: list[str], one: int, other: int) -> None:
+    """Exchange what an index says of two files."""
+    words[one : one + 4], words[other : other + 4] = words[other : other + 4], words[one : one + 4]
+
+
+@pytest.mark.parametrize("alter", MISLEADING_INDICES.values(), ids=MISLEADING_INDICES.keys())
+def test_index_that_misleads_is_noticed_when_the_sample_is_read(
+    one_shard: tuple[Path, ShardInfo], alter: Callable[[list[str]], object]
+) -> None:
+    """Every number in it is possible; the first two samples are not where it says."""
+    dataset, shard = one_shard
+    version, first, second, *others = index_of(one_shard).splitlines()
+    words = f"{first} {second}".split()
+    alter(words)
+    altered = "\n".join([version, " ".join(words[:8]), " ".join(words[8:]), *others])
+    with altered_index(one_shard, altered.encode()):
+        samples = ShardSamples(dataset, (shard,), NUM_CLASSES)
+        with pytest.raises(InputError, match=r"sample [01]: the shard's index points to something else"):
+            read_all(samples)
+        assert samples[2] == Sample(JPEGS[2], LABELS[2])
+
+
 def test_missing_index_is_named(one_shard: tuple[Path, ShardInfo]) -> None:
     dataset, shard = one_shard
     (dataset / shard.name).with_suffix(".idx").unlink()
@@ -285,7 +382,7 @@ def test_index_of_another_shard_is_refused(one_shard: tuple[Path, ShardInfo]) ->
 @pytest.fixture(scope="module")
 def fuzzed_shard(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ShardInfo]:
     dataset = tmp_path_factory.mktemp("fuzzed")
-    (shard,) = write(dataset, 1 << 30)
+    (shard,) = write(dataset, (len(STEMS),))
     return dataset, shard
 
 
@@ -297,13 +394,13 @@ words = st.one_of(st.text(max_size=5), st.sampled_from(["jpg", "cls", "", "nan",
 
 
 def assert_read_or_refused(shard: tuple[Path, ShardInfo], index: str) -> None:
-    """With this index, samples and InputErrors are all that may come out."""
+    """With this index, the right samples and InputErrors are all that may come out."""
     dataset, info = shard
     with altered_index(shard, index.encode()), contextlib.suppress(InputError):
         samples = ShardSamples(dataset, (info,), NUM_CLASSES)
         for position in range(len(samples)):
             with contextlib.suppress(InputError):
-                assert 0 <= samples[position].label < NUM_CLASSES
+                assert samples[position] == Sample(JPEGS[position], LABELS[position])
 
 
 @given(st.dictionaries(st.integers(0, 4 * len(STEMS) - 1), numbers, min_size=1, max_size=4))

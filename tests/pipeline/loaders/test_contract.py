@@ -218,7 +218,7 @@ def test_a_jpeg_that_only_the_reference_decodes_has_its_pixels(
     src = shutil.copytree(imagenet_folder, tmp_path / "src")
     shutil.rmtree(src / "val")
     next((src / "train").glob("*/*.JPEG")).write_bytes(three_to_one_jpeg(64, 96))
-    convert(ConvertSettings(src=src, dst=tmp_path / "dst"))
+    convert(ConvertSettings(src=(src,), dst=tmp_path / "dst"))
     spec = spec_of(open_split(tmp_path / "dst", "train"))
     for epoch in (0, 1):
         assert_same(module, collect(module, spec, epoch, RESOLUTION), list(reference(spec, epoch, RESOLUTION)))

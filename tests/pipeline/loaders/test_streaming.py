@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,6 +108,28 @@ def test_a_missing_or_broken_shard_is_named(served: tuple[str, Path]) -> None:
             collect(spec_of(open_split(url, "train"), workers=workers))
     shard.unlink()
     with pytest.raises(InputError, match=f"{url}/webdataset/{shard.name}: cannot be opened"):
+        collect(spec_of(open_split(url, "train")))
+
+
+def test_a_shard_of_something_else_is_named(served: tuple[str, Path]) -> None:
+    url, path = served
+    shard = sorted((path / "webdataset").glob("train-*.tar"))[0]
+    with tarfile.open(shard, "w") as archive:
+        for name in ("cat.jpg", "cat.cls"):
+            archive.addfile(tarfile.TarInfo(name))
+    with pytest.raises(InputError, match=f"{url}/webdataset/{shard.name}: cat is no sample of this dataset") as raised:
+        collect(spec_of(open_split(url, "train")))
+    assert "\n" not in str(raised.value)
+
+
+def test_shards_that_changed_places_are_noticed(served: tuple[str, Path]) -> None:
+    """Their keys say which shard they belong to."""
+    url, path = served
+    first, second = sorted((path / "webdataset").glob("train-*.tar"))[:2]
+    contents = first.read_bytes(), second.read_bytes()
+    first.write_bytes(contents[1])
+    second.write_bytes(contents[0])
+    with pytest.raises(InputError, match="not in its shard; convert again"):
         collect(spec_of(open_split(url, "train")))
 
 

@@ -1,0 +1,90 @@
+"""Tar archives read in place: where each member's bytes are. Nothing is unpacked."""
+
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from pipeline.errors import InputError
+
+_LARGEST = 1 << 24  # bytes: of a header (a long name, or metadata of a member), and of zeros behind the last member
+
+
+class Member(NamedTuple):
+    """A regular file in an archive."""
+
+    name: str
+    offset: int  # of its first byte, in the outermost archive
+    size: int
+
+
+def list_members(path: Path, inside: Member | None = None) -> Iterator[Member]:
+    """The regular files of an uncompressed archive, or of the archive that is its member `inside`, in order.
+
+    Raises InputError where the archive is none, is damaged or ends too early.
+    """
+    name = f"{path}: {inside.name}" if inside else str(path)
+    try:
+        with open(path, "rb", buffering=0) as file:
+            start, size = (inside.offset, inside.size) if inside else (0, path.stat().st_size)
+            yield from _members(_Section(file, start, size), name)
+    except OSError as error:
+        raise InputError(f"{name}: cannot be read ({error.strerror or error})") from None
+
+
+def _members(section: "_Section", name: str) -> Iterator[Member]:
+    end = 0
+    try:
+        with tarfile.open(fileobj=section, mode="r:") as archive:  # type: ignore[call-overload]
+            while (member := archive.next()) is not None:
+                if member.size < 0 or archive.offset <= end:  # or a damaged size could lead in circles
+                    raise InputError(f"{name}: damaged at byte {end}")
+                end = archive.offset
+                if member.isreg():
+                    _check(member, section, name)
+                    yield Member(member.name, section.start + member.offset_data, member.size)
+                archive.members = []  # or every header would stay in memory
+    except (InputError, OSError):
+        raise
+    except Exception as error:  # tarfile raises whatever damaged data leads to
+        raise InputError(f"{name}: not a tar archive, or damaged ({error})") from None
+    _check_end(section, end, name)
+
+
+def _check(member: tarfile.TarInfo, section: "_Section", name: str) -> None:
+    if member.issparse():
+        raise InputError(f"{name}: {member.name} is stored with holes; make the archive without tar's --sparse")
+    if member.offset_data + member.size > section.size:
+        raise InputError(f"{name}: truncated in {member.name}")
+
+
+def _check_end(section: "_Section", end: int, name: str) -> None:
+    """There are only zeros from `end` on: a header that a broken download has left empty looks like the end."""
+    left = section.size - end
+    if left < tarfile.BLOCKSIZE:
+        raise InputError(f"{name}: truncated (no end of the archive)")
+    section.seek(end)
+    if left > _LARGEST or section.read(left).strip(b"\0"):
+        raise InputError(f"{name}: damaged at byte {end}, or an incomplete download")
+
+
+class _Section:
+    """A part of a file as a file, for tarfile."""
+
+    def __init__(self, file: "BinaryIO", start: int, size: int) -> None:
+        self._file, self.start, self.size, self._at = file, start, size, 0
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, at: int) -> int:
+        self._at = at
+        return at
+
+    def read(self, count: int) -> bytes:
+        if count > _LARGEST:
+            raise ValueError(f"a header of {count} bytes")
+        self._file.seek(self.start + self._at)
+        data = self._file.read(max(0, min(count, self.size - self._at)))
+        self._at += len(data)
+        return data
