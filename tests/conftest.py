@@ -1,10 +1,11 @@
-"""Small real data for all tests: an ImageNet folder, and the dataset that the converter makes of it.
+"""Small real data for all tests: an ImageNet folder, and the datasets that the converter makes of it.
 
-Both live for the whole session; a test that changes files works on a copy.
+They live for the whole session; a test that changes files works on a copy.
 """
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -44,10 +45,19 @@ def imagenet_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def dataset(imagenet_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`imagenet_folder` converted to both formats, in several shards."""
-    dst = tmp_path_factory.mktemp("converted") / "shards"
-    labels = imagenet_folder / "val_labels.txt"
-    convert(ConvertSettings(src=(imagenet_folder,), dst=dst, val_labels=labels, shard_size="100KB", workers=2))
+    """`imagenet_folder` converted to both formats, in several shards, its images byte for byte as they are."""
+    return converted(imagenet_folder, tmp_path_factory.mktemp("converted") / "shards", jpeg="keep")
+
+
+@pytest.fixture(scope="session")
+def tiled_dataset(imagenet_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as the converter writes it when nothing is said of its images: in tiles, the progressive ones anew."""
+    return converted(imagenet_folder, tmp_path_factory.mktemp("tiled") / "shards")
+
+
+def converted(src: Path, dst: Path, **flags: Any) -> Path:
+    labels = src / "val_labels.txt"
+    convert(ConvertSettings(src=(src,), dst=dst, val_labels=labels, shard_size="100KB", workers=2, **flags))
     return dst
 
 

@@ -32,11 +32,12 @@ from pipeline.cli import run_command
 from pipeline.conversion.images import BadImage, Handling, Subsampling, prepare
 from pipeline.conversion.sources import SPLITS, Images, Request, Source, open_source
 from pipeline.conversion.work import Part, Shard, State, Workspace, plan_shards, source_digest
-from pipeline.conversion.writing import BAD_LIST, FINISHING, Job, finish, in_order, write_split
+from pipeline.conversion.writing import BAD_LIST, FINISHING, Job, finish, write_split
 from pipeline.dataset import MANIFEST
 from pipeline.errors import InputError
 from pipeline.formats.beton import head_bytes, page_size_for
 from pipeline.formats.files import complete_or_absent
+from pipeline.workers import in_order
 
 log = logging.getLogger(__name__)
 
@@ -64,21 +65,21 @@ class ConvertSettings:
     one wnid a line in file-name order. Found next to the source if it has its usual name."""
     classes: Path | None = None
     """File with one wnid a line: convert only these classes, or fix the list. The index is the sorted position."""
-    jpeg: Literal["keep", "reencode", "raw", "proportion"] = "keep"
-    """Store JPEG bytes as they are, encode all again, store pixels, or a mix of JPEGs and pixels (as FFCV's
-    "proportion"). Pixels are for .beton files only."""
+    jpeg: Literal["tile", "keep", "reencode", "raw", "proportion"] = "tile"
+    """Cut JPEGs into tiles, without loss, so that loaders decode only what a crop needs; store them as they are;
+    encode all again; store pixels, or a mix of JPEGs and pixels (as FFCV's "proportion"; both for .beton only)."""
     max_side: int | None = None
-    """Longest side in pixels; larger images are reduced. Not with --jpeg keep."""
+    """Longest side in pixels; larger images are reduced. All are encoded again then; not with --jpeg keep."""
     quality: int | None = None
-    """JPEG quality of what is encoded again (default 90)."""
+    """JPEG quality; encodes all images again, before they are tiled if they are (default then 90)."""
     subsampling: Subsampling | None = None
-    """Chroma subsampling of what is encoded again (default 420)."""
+    """Chroma subsampling of what is encoded again (default then 420)."""
     compress_probability: float = 0.5
     """Share of JPEGs with --jpeg proportion."""
     on_bad: Literal["fail", "skip"] = "fail"
     """An image that cannot be decoded: stop and list all of them, or leave them out."""
     verify: bool = True
-    """Decode every image once. Without, only the headers are read."""
+    """Decode every image once. Without, only the headers are read, but for tiles, which need all of it."""
     shard_size: str = "256MB"
     """Largest WebDataset shard."""
     workers: int = len(os.sched_getaffinity(0))
@@ -110,7 +111,9 @@ class ConvertSettings:
         for name in ("max_side", "quality", "subsampling"):
             if self.jpeg == "keep" and (value := getattr(self, name)) is not None:
                 flag = name.replace("_", "-")
-                raise ValueError(f"--{flag} {value}: --jpeg keep leaves images as they are; use --jpeg reencode")
+                raise ValueError(
+                    f"--{flag} {value}: --jpeg keep leaves images as they are; use --jpeg tile or reencode"
+                )
         if self.jpeg in ("raw", "proportion") and "webdataset" in self.format:
             raise ValueError(f"--jpeg {self.jpeg}: pixels are for .beton files; add --format ffcv")
         if self.max_side is not None and not 1 <= self.max_side <= 65535:
@@ -141,8 +144,8 @@ class ConvertSettings:
         return Handling(
             jpeg=self.jpeg,
             max_side=self.max_side,
-            quality=self.quality or Handling.quality,
-            subsampling=self.subsampling or Handling.subsampling,
+            quality=self.quality,
+            subsampling=self.subsampling,
             compress_probability=self.compress_probability,
             seed=self.seed,
             verify=self.verify,
@@ -193,7 +196,7 @@ class Progress:
 
 def growth_of(images: Images, settings: ConvertSettings) -> float:
     """Stored bytes per source byte, told by a few images spread over the split: the same on every machine."""
-    if settings.jpeg != "reencode":
+    if settings.jpeg in ("keep", "raw", "proportion"):  # shards are cut by what is in the source
         return 1.0
     chosen = np.unique(np.linspace(0, len(images) - 1, GROWTH_SAMPLES).astype(int)).tolist()
     handling, before, after = settings.handling(1 << 32), 0, 0

@@ -37,7 +37,7 @@ from tqdm import tqdm
 from pipeline.cli import run_command
 from pipeline.conversion.images import LARGEST_PIXELS, Handling, check_jpeg
 from pipeline.conversion.work import Shard
-from pipeline.conversion.writing import REPORT, counts_of, in_order
+from pipeline.conversion.writing import REPORT, counts_of
 from pipeline.dataset import MANIFEST, RAW_MODES, Manifest, SplitInfo
 from pipeline.errors import InputError
 from pipeline.formats.archives import Member, list_members
@@ -45,6 +45,7 @@ from pipeline.formats.beton import HEADER, MODE_JPEG, MODE_RAW, SMALLEST_PAGE, B
 from pipeline.formats.files import complete_or_absent
 from pipeline.formats.shards import INDEX_VERSION, ShardInfo, parse_label, sample_key
 from pipeline.jpeg.headers import read_header
+from pipeline.workers import in_order
 
 log = logging.getLogger(__name__)
 
@@ -457,8 +458,13 @@ def check_report(dst: Path, manifest: Manifest, problems: Problems) -> None:
                 raise ValueError(f"an entry of {', '.join(entry)}")
             if entry["split"] not in manifest.splits or not all(isinstance(text, str) for text in entry.values()):
                 raise ValueError(f"an entry of split {entry['split']!r:.40}")
-        if {*report} != {"counts", "images"} or report["counts"] != counts_of(images):
+        if {*report} != {"stored", "counts", "images"} or report["counts"] != counts_of(images):
             raise ValueError("counts that are not those of its images")
+        stored, infos = report["stored"], manifest.splits.values()
+        if stored["lossless"] + stored["reencoded"] != sum(info.samples for info in infos):
+            raise ValueError("not as many images as there are samples")
+        if stored["bytes"] != sum(info.bytes for info in infos):
+            raise ValueError("not the bytes of the stored images")
     except OSError as error:
         problems.add_error(path, error)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -23,10 +23,11 @@ from pipeline.jpeg.headers import (
     read_header,
     segments,
 )
-from pipeline.jpeg.tiles import NotTileable, check_entropy
+from pipeline.jpeg.tiles import NotTileable, check_entropy, tile
 
 # What PIL may open: formats it decodes itself. For PostScript, say, it would start a program.
 IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
+QUALITY = 90  # FFCV's default
 ODD_QUALITY = 95  # of what cannot be kept: with full chroma, nearly as it was
 LARGEST_PIXELS = 1 << 27  # 134 million; ImageNet's largest image has 28 million
 # What is odd is reported, and LARGEST_PIXELS is the limit to size.
@@ -50,14 +51,20 @@ class BadImage(ValueError):
 class Handling:
     """How images are stored."""
 
-    jpeg: Literal["keep", "reencode", "raw", "proportion"] = "keep"
+    jpeg: Literal["tile", "keep", "reencode", "raw", "proportion"] = "tile"
     max_side: int | None = None  # longest side in pixels of what is re-encoded or stored raw
-    quality: int = 90
-    subsampling: Subsampling = "420"
+    quality: int | None = None  # of what is re-encoded; 90 if it is not said
+    subsampling: Subsampling | None = None  # of what is re-encoded; 4:2:0 if it is not said
     compress_probability: float = 0.5  # of a JPEG, with "proportion"
     seed: int = 0
     verify: bool = True
     largest: int = 1 << 32  # bytes: what a .beton's page holds
+
+    @property
+    def reencodes(self) -> bool:
+        """Whether sound JPEGs are encoded again; tiles are lossless unless something about the encoding is said."""
+        said = (self.max_side, self.quality, self.subsampling)
+        return self.jpeg == "reencode" or (self.jpeg == "tile" and said != (None, None, None))
 
 
 class Stored(NamedTuple):
@@ -68,7 +75,7 @@ class Stored(NamedTuple):
     height: int
     width: int
     odd: str  # what was odd about it, or nothing
-    reencoded: bool  # because it was odd
+    reencoded: bool  # from pixels to a JPEG, or to fewer pixels
 
 
 def prepare(data: bytes, position: int, handling: Handling) -> Stored:
@@ -93,25 +100,39 @@ def _prepare(data: bytes, position: int, handling: Handling) -> Stored:
         if header is not None and handling.verify:
             check_jpeg(data)
         pixels, odd = _odd_pixels(data, header)
-        if handling.jpeg == "keep":
-            return _encoded(pixels, ODD_QUALITY, "444", odd, True)
-        size = _reduced(pixels.shape[0], pixels.shape[1], handling.max_side)
-        return _changed(_resized(pixels, size), position, handling, odd, True)
+        return _changed(pixels, pixels.shape[:2], position, handling, odd)
     _check_size(header.width, header.height)
     remarks = oddities(data, header)
+    if handling.jpeg == "tile" and not handling.reencodes:
+        return _tiled(data, header, remarks, position, handling)
     if handling.verify:
-        if NO_END in remarks:
-            data += END  # PIL calls it truncated without
-        remarks += check_jpeg(data)
-        if lacking := check_scans(data, header):
-            if NO_END in remarks:
-                raise BadImage("truncated")
-            remarks.append(lacking)
+        data = check_all(data, header, remarks)
     if handling.jpeg == "keep":
         return Stored(data, MODE_JPEG, header.height, header.width, ", ".join(remarks), False)
-    size = _reduced(header.height, header.width, handling.max_side)
-    pixels = _resized(_decoded(data, header, size, handling), size)
-    return _changed(pixels, position, handling, ", ".join(remarks), False)
+    return _decoded_and_changed(data, header, position, handling, remarks)
+
+
+def _tiled(data: bytes, header: JpegHeader, remarks: list[str], position: int, handling: Handling) -> Stored:
+    """Without loss, which reads every coefficient; what cannot be tiled so is encoded again."""
+    try:
+        return Stored(tile(data), MODE_JPEG, header.height, header.width, ", ".join(remarks), False)
+    except JpegError as error:
+        remarks.append(str(error))
+    data = check_all(data, header, remarks)
+    return _decoded_and_changed(data, header, position, handling, remarks)
+
+
+def check_all(data: bytes, header: JpegHeader, remarks: list[str]) -> bytes:
+    """Check a JPEG and add what is odd about it to `remarks`. Returns it with an end marker. Raises BadImage,
+    JpegError or ValueError."""
+    if NO_END in remarks:
+        data += END  # PIL calls it truncated without
+    remarks += check_jpeg(data)
+    if lacking := check_scans(data, header):
+        if NO_END in remarks:
+            raise BadImage("truncated")
+        remarks.append(lacking)
+    return data
 
 
 def check_jpeg(data: bytes) -> list[str]:
@@ -242,13 +263,16 @@ def _directory_is_sound(tiff: bytes) -> bool:
     return True
 
 
-def _decoded(data: bytes, header: JpegHeader, size: tuple[int, int], handling: Handling) -> np.ndarray:
-    """uint8 [H, W, 3], or [H, W, 1] for grey; by a DCT scale that gives no less than `size`."""
-    space = "GRAY" if len(header.components) == 1 and handling.jpeg == "reencode" else "RGB"
+def _decoded(data: bytes, header: JpegHeader, handling: Handling) -> np.ndarray:
+    """uint8 [H, W, 3], or [H, W, 1] for grey, reduced as --max-side asks; at first by a DCT scale."""
+    grey = len(header.components) == 1 and handling.jpeg in ("tile", "reencode")
+    height, width = _reduced(header.height, header.width, handling.max_side)
     try:
-        return simplejpeg.decode_jpeg(data, space, min_height=size[0], min_width=size[1], strict=False)
+        space = "GRAY" if grey else "RGB"
+        pixels = simplejpeg.decode_jpeg(data, space, min_height=height, min_width=width, strict=False)
     except ValueError:  # a sampling that TurboJPEG does not know
-        return _odd_pixels(data, header)[0]
+        pixels = _odd_pixels(data, header)[0]
+    return _resized(pixels, (height, width))
 
 
 def _reduced(height: int, width: int, max_side: int | None) -> tuple[int, int]:
@@ -259,6 +283,24 @@ def _reduced(height: int, width: int, max_side: int | None) -> tuple[int, int]:
     return max(1, round(height * max_side / longest)), max(1, round(width * max_side / longest))
 
 
+def _decoded_and_changed(
+    data: bytes, header: JpegHeader, position: int, handling: Handling, remarks: list[str]
+) -> Stored:
+    pixels = _decoded(data, header, handling)
+    return _changed(pixels, (header.height, header.width), position, handling, ", ".join(remarks))
+
+
+def _changed(pixels: np.ndarray, full: tuple[int, ...], position: int, handling: Handling, odd: str) -> Stored:
+    """Pixels of an image of `full` height and width, reduced if that is asked for, as a JPEG, tiled or not, or as they
+    are."""
+    pixels = _resized(pixels, _reduced(full[0], full[1], handling.max_side))
+    height, width = pixels.shape[:2]
+    if handling.jpeg == "raw" or (handling.jpeg == "proportion" and not _compressed(position, handling)):
+        return Stored(pixels.tobytes(), MODE_RAW, height, width, odd, (height, width) != tuple(full[:2]))
+    jpeg = _encoded(pixels, handling)
+    return Stored(tile(jpeg) if handling.jpeg == "tile" else jpeg, MODE_JPEG, height, width, odd, True)
+
+
 def _resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """[H, W, 3 or 1] of this height and width."""
     if size == pixels.shape[:2]:
@@ -267,24 +309,16 @@ def _resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(image.resize(size[::-1], Image.Resampling.BICUBIC)).reshape(*size, pixels.shape[2])
 
 
-def _changed(pixels: np.ndarray, position: int, handling: Handling, odd: str, reencoded: bool) -> Stored:
-    """Pixels as a JPEG or as they are."""
-    raw = handling.jpeg == "raw" or (handling.jpeg == "proportion" and not _compressed(position, handling))
-    if raw:
-        return Stored(pixels.tobytes(), MODE_RAW, pixels.shape[0], pixels.shape[1], odd, reencoded)
-    return _encoded(pixels, handling.quality, handling.subsampling, odd, reencoded)
-
-
 def _compressed(position: int, handling: Handling) -> bool:
     """FFCV's proportion mode: whether this image is stored as a JPEG."""
     word = random_words(handling.seed, 0, position, RAW_DRAW)[0]
     return float(word) < handling.compress_probability * 2**32
 
 
-def _encoded(pixels: np.ndarray, quality: int, subsampling: Subsampling, odd: str, reencoded: bool) -> Stored:
-    pixels = np.ascontiguousarray(pixels)
-    grey = pixels.shape[2] == 1
-    jpeg = simplejpeg.encode_jpeg(
-        pixels, quality, "GRAY" if grey else "RGB", "Gray" if grey else subsampling, fastdct=False
-    )
-    return Stored(jpeg, MODE_JPEG, pixels.shape[0], pixels.shape[1], odd, reencoded)
+def _encoded(pixels: np.ndarray, handling: Handling) -> bytes:
+    """A JPEG as it was asked for; nearly as good as the pixels where it only stands in for an odd image."""
+    stands_in = handling.jpeg in ("keep", "tile") and not handling.reencodes
+    quality = ODD_QUALITY if stands_in else handling.quality or QUALITY
+    subsampling = "444" if stands_in else handling.subsampling or "420"
+    space, sampling = ("GRAY", "Gray") if pixels.shape[2] == 1 else ("RGB", subsampling)
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, space, sampling, fastdct=False)

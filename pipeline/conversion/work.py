@@ -91,7 +91,8 @@ class Record:
     source: str  # source_digest
     samples: int
     bytes: int  # of the stored images
-    reencoded: int  # because they were odd
+    source_bytes: int  # of the same images in the source
+    reencoded: int  # images, from pixels to JPEG
     tar: list[Any] | None  # bytes, sha256
     pages: list[Any] | None  # bytes, sha256
     rows: list[list[int]]  # of PageWriter

@@ -5,12 +5,11 @@ import logging
 import os
 import re
 import shutil
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeVar
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
@@ -22,16 +21,13 @@ from pipeline.errors import InputError
 from pipeline.formats.beton import BetonInfo, Extent, PageGroup, PageWriter, beton_extents, finish_beton, head_bytes
 from pipeline.formats.files import complete_or_absent, move
 from pipeline.formats.shards import ShardInfo, ShardWriter
+from pipeline.workers import in_order
 
 log = logging.getLogger(__name__)
 
 REPORT = "report.json"
 BAD_LIST = "bad-images.txt"
-REENCODED = "re-encoded"
 FINISHING = "finishing"  # in the work folder: all parts are written, files are being moved
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -47,25 +43,6 @@ class Job:
     page_size: int
     workers: int
     skip_bad: bool
-
-
-def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Generator[Result, None, None]:
-    """Map with threads, in order, with a bounded number of results waiting.
-
-    Reading, decoding and hashing release the GIL, so threads use every core without copying images between
-    processes.
-    """
-    waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > 4 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def finished_shards(workspace: Workspace, job: Job) -> list[Record]:
@@ -175,7 +152,7 @@ def write_shard(
     """Write one shard, in every format. Returns its bad images if they are not to be skipped: it has no record then."""
     tar = ShardWriter(workspace.tar(shard), shard.number) if "webdataset" in job.formats else None
     group = PageWriter(pages, job.page_size) if pages else None
-    report, bad, samples, total, reencoded = [], [], 0, 0, 0
+    report, bad, samples, total, source_bytes, reencoded = [], [], 0, 0, 0, 0
     try:
         for index, made in zip(range(shard.start, shard.stop), outcomes, strict=False):
             where, label = job.images.where(index), int(job.images.labels[index])
@@ -184,13 +161,14 @@ def write_shard(
                 report.append({"split": shard.split, "file": where, "bad": str(made), "done": "left out"})
                 continue
             if made.odd:
-                done = REENCODED if made.reencoded else "kept"
+                done = "re-encoded" if made.reencoded else "kept"
                 report.append({"split": shard.split, "file": where, "odd": made.odd, "done": done})
             if tar:
                 tar.add(job.images.stem(index), made.data, label)
             if group:
                 group.add(made.data, made.mode, made.height, made.width, label)
             samples, total, reencoded = samples + 1, total + len(made.data), reencoded + made.reencoded
+            source_bytes += int(job.images.sizes[index])
         if bad and not job.skip_bad:
             return bad
         if not samples:
@@ -207,6 +185,7 @@ def write_shard(
         source=source_digest(shard, job.images),
         samples=samples,
         bytes=total,
+        source_bytes=source_bytes,
         reencoded=reencoded,
         tar=tar_info,
         pages=[extent.bytes, extent.sha256] if extent else None,
@@ -253,12 +232,12 @@ def finish(workspace: Workspace) -> dict[str, int]:
     if not (workspace.dst / MANIFEST).exists():
         publish_all(workspace, check_complete(workspace))
     manifest = Manifest.read(workspace.dst)
-    report = json.loads((workspace.dst / REPORT).read_text("utf-8"))["images"]
+    report = json.loads((workspace.dst / REPORT).read_text("utf-8"))
     shutil.rmtree(workspace.folder, ignore_errors=True)  # a network file system may keep the lock
     return {
         **{split: info.samples for split, info in manifest.splits.items()},
-        "bad": sum("bad" in entry for entry in report),
-        "reencoded": sum(entry["done"] == REENCODED for entry in report),
+        "bad": sum("bad" in entry for entry in report["images"]),
+        "reencoded": report["stored"]["reencoded"],
         "bytes": sum(info.bytes for info in manifest.splits.values()),
     }
 
@@ -266,13 +245,10 @@ def finish(workspace: Workspace) -> dict[str, int]:
 def publish_all(workspace: Workspace, state: State) -> None:
     """Move everything to where it belongs, and write the report and `dataset.json`."""
     (workspace.folder / FINISHING).touch()
-    splits, report = {}, []
-    for split in state.samples:
-        records = [need(workspace, shard) for shard in state.planned(split)]
-        splits[split] = finish_split(workspace, state, split, records)
-        report += [entry for record in records for entry in record.report]
+    records = {split: [need(workspace, shard) for shard in state.planned(split)] for split in state.samples}
+    splits = {split: finish_split(workspace, state, split, records[split]) for split in records}
     with complete_or_absent(workspace.dst / REPORT) as file:
-        json.dump({"counts": counts_of(report), "images": report}, file, indent=1)
+        json.dump(report_of([record for ours in records.values() for record in ours]), file, indent=1)
     Manifest(classes=tuple(state.classes), splits=splits).write(workspace.dst)
 
 
@@ -280,6 +256,19 @@ def need(workspace: Workspace, shard: Shard) -> Record:
     record = workspace.record(shard)
     assert record is not None
     return record
+
+
+def report_of(records: list[Record]) -> dict[str, Any]:
+    """What report.json says: how many images are as they were and how sizes changed, then every odd or bad image."""
+    images = [entry for record in records for entry in record.report]
+    reencoded = sum(record.reencoded for record in records)
+    stored = {
+        "lossless": sum(record.samples for record in records) - reencoded,
+        "reencoded": reencoded,
+        "source_bytes": sum(record.source_bytes for record in records),
+        "bytes": sum(record.bytes for record in records),
+    }
+    return {"stored": stored, "counts": counts_of(images), "images": images}
 
 
 def counts_of(report: list[dict[str, str]]) -> dict[str, int]:

@@ -40,7 +40,7 @@ def choose(split: Split) -> tuple[str, str]:
         try:
             module = load(name)
         except InputError as error:
-            passed_over.append(f"not {name}: {str(error).partition(': ')[2] or error}")
+            passed_over.append(f"not {name}: {str(error).removeprefix(f'--loader {name}').lstrip(': ')}")
             continue
         found = [storage for storage in module.READS if storage in split.formats]
         if found:

@@ -38,6 +38,7 @@ from pipeline.decode import crop_and_resize, decode  # noqa: E402
 from pipeline.errors import InputError  # noqa: E402
 from pipeline.formats.beton import MODE_RAW  # noqa: E402
 from pipeline.jpeg import turbojpeg  # noqa: E402
+from pipeline.jpeg.crop import crop_tiles  # noqa: E402
 from pipeline.plan import Indices, Plan, StreamPlan  # noqa: E402
 from pipeline.resize import resize_crop  # noqa: E402
 from pipeline.transfer import to_device  # noqa: E402
@@ -63,13 +64,22 @@ turbojpeg.load_from(ffcv._libffcv.__file__)
 
 @njit(nogil=True)  # numba's cache would not notice a change of the functions it calls in other files
 def _load_jpeg(decoder, jpeg, height, width, box, flip, out):  # type: ignore[no-untyped-def]
-    """One JPEG, from stored bytes to its place in the batch. Returns whether nothing was wrong with it."""
-    if turbojpeg.read_size(decoder, jpeg) != (height, width):
+    """One JPEG, from stored bytes to its place in the batch. Returns whether nothing was wrong with it.
+
+    Scratch comes from this thread's heap, at no cost after the first image.
+    """
+    part = np.empty(jpeg.size, np.uint8)
+    size, top, left = crop_tiles(jpeg, box[0], box[1], box[2], box[3], part)
+    if size:
+        jpeg = part[:size]
+        height, width = turbojpeg.read_size(decoder, jpeg)
+    elif turbojpeg.read_size(decoder, jpeg) != (height, width):
         return False
-    image = np.empty((height, width, 3), np.uint8)  # from this thread's heap: no cost after the first
+    if top + box[2] > height or left + box[3] > width:
+        return False
+    image = np.empty((height, width, 3), np.uint8)
     sound = turbojpeg.decode_rgb(decoder, jpeg, image)
-    top, left, crop_height, crop_width = box
-    resize_crop(image, top, left, crop_height, crop_width, flip, out)
+    resize_crop(image, top, left, box[2], box[3], flip, out)
     return sound
 
 

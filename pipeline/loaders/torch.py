@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline import workers
 from pipeline.contract import Batch, Loader, LoaderSpec
-from pipeline.decode import crop_and_resize, decode
+from pipeline.decode import load_image
 from pipeline.plan import Indices
 from pipeline.transfer import to_device
 
@@ -26,15 +26,14 @@ class BatchDataset(Dataset[Batch]):
 
     def __getitem__(self, request: Request) -> Batch:
         epoch, resolution, indices = request
-        # HWC memory, seen as NCHW: channels_last strides without another copy.
-        images = torch.empty(len(indices), resolution, resolution, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+        images = torch.empty(len(indices), resolution, resolution, 3, dtype=torch.uint8)
         labels = torch.empty(len(indices), dtype=torch.int64)
+        rows = images.numpy()
         for row, index in enumerate(indices.tolist()):
-            jpeg, labels[row] = self._samples[index]
-            image = decode(self._samples, index, jpeg)
-            crop = self._policy.crop(self._seed, epoch, index, *image.shape[1:])
-            images[row] = crop_and_resize(image, crop, resolution)
-        return Batch(images, labels, torch.from_numpy(indices))
+            stored, labels[row] = self._samples[index]
+            load_image(self._samples, index, stored, self._policy, self._seed, epoch, rows[row])
+        # HWC memory, seen as NCHW: channels_last strides without another copy.
+        return Batch(images.permute(0, 3, 1, 2), labels, torch.from_numpy(indices))
 
 
 class _Requests:

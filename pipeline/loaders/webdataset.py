@@ -20,7 +20,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from pipeline import workers
 from pipeline.contract import Batch, Loader, LoaderSpec
-from pipeline.decode import crop_and_resize, decode
+from pipeline.decode import load_image
 from pipeline.errors import InputError
 from pipeline.formats.remote import open_url
 from pipeline.formats.shards import position_of_key
@@ -30,7 +30,7 @@ from pipeline.transfer import to_device
 READS = ("webdataset", "remote")
 
 Item = tuple[Tensor, int, int]
-"""Image uint8 [3, R, R], label, dataset position."""
+"""Image uint8 [R, R, 3], label, dataset position."""
 
 
 def batch_streams(spec: LoaderSpec, epoch: int, start_batch: int) -> Iterator[dict[str, Any]]:
@@ -51,9 +51,9 @@ def load_sample(spec: LoaderSpec, epoch: int, resolution: int, sample: dict[str,
         jpeg, label = sample["jpg"], shards.label(sample["cls"], index)
     except KeyError as error:
         raise InputError(f"{shards.name(index)}: has no {error} file; convert again") from None
-    image = decode(shards, index, jpeg)
-    crop = spec.crop.crop(spec.seed, epoch, index, *image.shape[1:])
-    return crop_and_resize(image, crop, resolution), label, index
+    image = torch.empty(resolution, resolution, 3, dtype=torch.uint8)
+    load_image(shards, index, jpeg, spec.crop, spec.seed, epoch, image.numpy())
+    return image, label, index
 
 
 def position_of(spec: LoaderSpec, sample: dict[str, Any]) -> int:
@@ -147,8 +147,7 @@ def joined(parts: Iterator[Batch], batches: Iterator[Indices], workers: int) -> 
 def collate(items: list[Item]) -> Batch:
     """Stack the items of a batch; the images' memory is HWC, seen as NCHW (channels_last)."""
     images, labels, indices = zip(*items, strict=True)
-    stacked = torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
-    return Batch(stacked, torch.tensor(labels), torch.tensor(indices))
+    return Batch(torch.stack(images).permute(0, 3, 1, 2), torch.tensor(labels), torch.tensor(indices))
 
 
 class WebDatasetLoader:

@@ -76,7 +76,7 @@ def test_samples_come_from_the_beton_where_there_are_no_shards(dataset_copy: Pat
 
 @pytest.mark.parametrize(
     ("jpeg", "storage"),
-    [("keep", "ffcv"), ("reencode", "ffcv"), ("raw", "ffcv-raw"), ("proportion", "ffcv-raw")],
+    [("tile", "ffcv"), ("keep", "ffcv"), ("reencode", "ffcv"), ("raw", "ffcv-raw"), ("proportion", "ffcv-raw")],
 )
 def test_the_manifest_tells_whether_there_are_pixels(
     imagenet_folder: Path, tmp_path: Path, jpeg: str, storage: str

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from images import photograph
+from numba import TypingError
 from torchvision.transforms.v2 import functional
 
 from pipeline.resize import resize_crop
@@ -80,6 +81,14 @@ def test_photographs_are_within_one_of_torchvisions(box: Box, size: tuple[int, i
     assert difference(photograph(500, 400, seed=1), box, flip, size) <= 1
 
 
+@pytest.mark.parametrize("taps", range(1, 20))
+def test_any_number_of_taps_is_within_one_of_torchvisions(taps: int) -> None:
+    """Twice the scale, or the whole of the crop where that is less."""
+    side = taps * 17
+    assert difference(noise(side, side + 5, taps, extreme=True), (0, 3, side, side), False, (34, 34)) <= 1
+    assert difference(noise(taps, 90, taps, extreme=True), (0, 7, taps, 80), True, (1, 34)) <= 1
+
+
 def test_a_large_image_is_within_one_of_torchvisions() -> None:
     assert difference(noise(2000, 3001, 0, extreme=True), (1, 2, 1998, 2995), True, (64, 64)) <= 1
 
@@ -87,6 +96,25 @@ def test_a_large_image_is_within_one_of_torchvisions() -> None:
 def test_a_crop_at_its_own_size_is_copied() -> None:
     image = noise(90, 70, 0, extreme=False)
     assert (resized(image, (11, 7, 50, 40), False, (50, 40)) == image[11:61, 7:47]).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (15, 2), (16, 1), (17, 31), (64, 40)], ids=str)
+@pytest.mark.parametrize("flip", [False, True])
+def test_its_place_in_the_batch_is_written_and_nothing_else(size: tuple[int, int], flip: bool) -> None:
+    image, box = noise(70, 90, 0, extreme=False), (5, 6, 60, 70)
+    for filling in (0, 255):
+        batch = np.full((5, *size, 3), filling, np.uint8)
+        resize_crop(image, *box, flip, batch[::2][1])
+        assert (batch[2] == resized(image, box, flip, size)).all()
+        assert (np.delete(batch, 2, axis=0) == filling).all()
+
+
+def test_arrays_that_are_not_contiguous_or_not_bytes_are_refused() -> None:
+    image, out = np.zeros((30, 30, 3), np.uint8), np.zeros((20, 20, 3), np.uint8)
+    wrong = [(image[:, 1:], out), (image, out[:, 1:]), (image.astype(np.float32), out), (image, out.astype(np.int64))]
+    for source, target in wrong:
+        with pytest.raises(TypingError):
+            resize_crop(source, 0, 0, 10, 10, False, target)
 
 
 def test_flip_mirrors_the_columns() -> None:

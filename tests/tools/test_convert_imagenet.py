@@ -23,7 +23,8 @@ from PIL import Image
 
 from pipeline.cli import run_command
 from pipeline.dataset import Manifest, open_split
-from pipeline.jpeg.headers import read_header
+from pipeline.jpeg.headers import PROGRESSIVE_HUFFMAN, read_header
+from pipeline.jpeg.tiles import INDEX_IDENTIFIER
 from tools import convert_imagenet
 from tools.convert_imagenet import ConvertSettings, convert
 
@@ -54,11 +55,11 @@ def src(imagenet_folder: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def few(imagenet_folder: Path, tmp_path: Path) -> Path:
-    """Two training images of one class, and nothing else."""
+    """Two training images of one class, neither odd, and nothing else."""
     folder = tmp_path / "few" / "train" / "n00000001"
     folder.mkdir(parents=True)
-    for path in sorted((imagenet_folder / "train" / "n00000001").iterdir())[:2]:
-        shutil.copy(path, folder)
+    for name in ("n00000001_5.JPEG", "n00000001_116.JPEG"):
+        shutil.copy(imagenet_folder / "train" / "n00000001" / name, folder)
     return tmp_path / "few"
 
 
@@ -78,7 +79,7 @@ def work_in(dst: Path) -> dict[str, bytes]:
 
 def report_of(dataset: Path) -> dict[str, Any]:
     content = json.loads((dataset / "report.json").read_text())
-    assert list(content) == ["counts", "images"]
+    assert list(content) == ["stored", "counts", "images"]
     return content
 
 
@@ -104,7 +105,9 @@ def stems_in(dataset: Path, split: str) -> list[str]:
     return names
 
 
-def test_script_converts_and_ends_with_a_result_line(imagenet_folder: Path, dataset: Path, tmp_path: Path) -> None:
+def test_script_converts_and_ends_with_a_result_line(
+    imagenet_folder: Path, tiled_dataset: Path, tmp_path: Path
+) -> None:
     dst = tmp_path / "made" / "shards"
     labels = imagenet_folder / "val_labels.txt"
     flags = ["--src", imagenet_folder, "--val-labels", labels, "--shard-size", "100KB", "--workers", 3]
@@ -112,16 +115,16 @@ def test_script_converts_and_ends_with_a_result_line(imagenet_folder: Path, data
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
     result = json.loads(line)["result"]
-    assert (result["train"], result["val"], result["bad"], result["reencoded"]) == (47, 19, 0, 0)
-    assert result["bytes"] == sum(len(data) for split in source_of(imagenet_folder).values() for _, data, _ in split)
+    assert (result["train"], result["val"], result["bad"], result["reencoded"]) == (47, 19, 0, 9), "9 progressive"
+    assert result["bytes"] == report_of(tiled_dataset)["stored"]["bytes"]
     assert result["seconds"] >= 0
-    assert files_in(dst) == files_in(dataset), "3 threads write what 2 wrote"
+    assert files_in(dst) == files_in(tiled_dataset), "3 threads write what 2 wrote"
 
 
-def test_one_worker_writes_the_same_bytes(imagenet_folder: Path, dataset: Path, tmp_path: Path) -> None:
+def test_one_worker_writes_the_same_bytes(imagenet_folder: Path, tiled_dataset: Path, tmp_path: Path) -> None:
     labels = imagenet_folder / "val_labels.txt"
     convert(ConvertSettings(src=(imagenet_folder,), dst=tmp_path, val_labels=labels, shard_size="100KB", workers=1))
-    assert files_in(tmp_path) == files_in(dataset)
+    assert files_in(tmp_path) == files_in(tiled_dataset)
 
 
 @pytest.mark.parametrize("name", ["train", "val"])
@@ -132,6 +135,37 @@ def test_stored_images_are_the_source_files_with_their_classes(imagenet_folder: 
         for index, stem in enumerate(stems_in(dataset, name))
     ]
     assert sorted(stored) == sorted(source_of(imagenet_folder)[name])
+
+
+@pytest.mark.parametrize("name", ["train", "val"])
+def test_tiled_images_are_the_source_without_loss_but_for_the_progressive_ones(
+    imagenet_folder: Path, tiled_dataset: Path, name: str
+) -> None:
+    split = open_split(tiled_dataset, name)
+    source = {stem: (data, wnid) for stem, data, wnid in source_of(imagenet_folder)[name]}
+    for index, stem in enumerate(stems_in(tiled_dataset, name)):
+        sample, (data, wnid) = split.shards[index], source.pop(stem)
+        assert split.beton[index] == sample
+        assert split.classes[sample.label] == wnid
+        assert INDEX_IDENTIFIER in sample.jpeg
+        difference = np.abs(decoded(sample.jpeg).astype(int) - decoded(data))
+        assert difference.mean() < 3
+        assert difference.any() == (read_header(data).frame_marker == PROGRESSIVE_HUFFMAN)
+    assert not source
+
+
+def test_report_says_how_many_images_are_as_they_were_and_how_sizes_changed(
+    imagenet_folder: Path, dataset: Path, tiled_dataset: Path
+) -> None:
+    source = sum(len(data) for images in source_of(imagenet_folder).values() for _, data, _ in images)
+    stored = report_of(dataset)["stored"]
+    assert stored == {"lossless": 66, "reencoded": 0, "source_bytes": source, "bytes": source}
+    tiled, splits = report_of(tiled_dataset), [open_split(tiled_dataset, name) for name in COUNTS]
+    sizes = sum(len(split.beton[index].jpeg) for split in splits for index in range(split.num_samples))
+    assert tiled["stored"] == {"lossless": 57, "reencoded": 9, "source_bytes": source, "bytes": sizes}
+    anew = [entry["file"] for entry in tiled["images"] if entry["done"] == "re-encoded"]
+    assert len(anew) == tiled["counts"]["not baseline: re-encoded"] == 9
+    assert all(read_header(Path(file).read_bytes()).frame_marker == PROGRESSIVE_HUFFMAN for file in anew)
 
 
 def test_training_images_are_mixed_and_validation_images_in_file_name_order(dataset: Path) -> None:
@@ -162,17 +196,17 @@ def test_manifest_records_what_is_on_the_disk(imagenet_folder: Path, dataset: Pa
     assert len(manifest.splits["train"].shards) >= 3
 
 
-def test_validation_in_class_folders_needs_no_labels(src: Path, dataset: Path, tmp_path: Path) -> None:
+def test_validation_in_class_folders_needs_no_labels(src: Path, tiled_dataset: Path, tmp_path: Path) -> None:
     for line, path in zip((src / "val_labels.txt").read_text().split(), sorted((src / "val").iterdir()), strict=True):
         (src / "val" / line).mkdir(exist_ok=True)
         path.rename(src / "val" / line / path.name)
     assert run("--src", src, "--dst", tmp_path / "dst") == 0
-    ours, theirs = open_split(tmp_path / "dst", "val"), open_split(dataset, "val")
+    ours, theirs = open_split(tmp_path / "dst", "val"), open_split(tiled_dataset, "val")
     assert sorted(ours.samples[i] for i in range(19)) == sorted(theirs.samples[i] for i in range(19))
 
 
 def test_valprep_script_gives_the_same_dataset_as_the_synset_list(
-    src: Path, imagenet_folder: Path, dataset: Path, tmp_path: Path
+    src: Path, imagenet_folder: Path, tiled_dataset: Path, tmp_path: Path
 ) -> None:
     names = sorted(path.name for path in (src / "val").iterdir())
     wnids = (src / "val_labels.txt").read_text().split()
@@ -180,7 +214,7 @@ def test_valprep_script_gives_the_same_dataset_as_the_synset_list(
     (tmp_path / "valprep.sh").write_text("\n".join(["mkdir -p n00000001", *reversed(moves)]))
     flags = ["--val-labels", tmp_path / "valprep.sh", "--shard-size", "100KB"]
     assert run("--src", src, "--dst", tmp_path / "dst", *flags) == 0
-    assert files_of(tmp_path / "dst", src) == files_of(dataset, imagenet_folder)
+    assert files_of(tmp_path / "dst", src) == files_of(tiled_dataset, imagenet_folder)
 
 
 @pytest.mark.parametrize(("name", "other"), [("webdataset", "ffcv"), ("ffcv", "webdataset")])
@@ -228,17 +262,28 @@ ODD_FILES = {
 }
 
 
+@pytest.mark.parametrize("jpeg", ["tile", "keep"])
 @pytest.mark.parametrize(("data", "odd", "done"), ODD_FILES.values(), ids=ODD_FILES.keys())
 def test_odd_files_are_kept_or_re_encoded_and_reported(
-    few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], data: bytes, odd: str, done: str
+    few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], data: bytes, odd: str, done: str, jpeg: str
 ) -> None:
     image = few / "train" / "n00000001" / "odd.JPEG"
     image.write_bytes(data)
-    assert run("--src", few, "--dst", tmp_path / "dst") == 0
-    assert result_of(capsys)["reencoded"] == (done == "re-encoded")
+    assert run("--src", few, "--dst", tmp_path / "dst", "--jpeg", jpeg) == 0
+    reencoded = int(done == "re-encoded")
+    assert result_of(capsys)["reencoded"] == reencoded
     kind = odd.replace("8 bytes", "bytes")
     entry = {"split": "train", "file": str(image), "odd": odd, "done": done}
-    assert report_of(tmp_path / "dst") == {
+    report = report_of(tmp_path / "dst")
+    source_bytes = sum(path.stat().st_size for path in image.parent.iterdir())
+    stored_bytes = Manifest.read(tmp_path / "dst").splits["train"].bytes
+    assert report.pop("stored") == {
+        "lossless": 3 - reencoded,
+        "reencoded": reencoded,
+        "source_bytes": source_bytes,
+        "bytes": stored_bytes,
+    }
+    assert report == {
         "counts": {f"{kind}: {done}": 1} if odd else {},
         "images": [entry] if odd else [],
     }
@@ -247,7 +292,8 @@ def test_odd_files_are_kept_or_re_encoded_and_reported(
     stored = split.samples[index].jpeg
     assert read_header(stored).is_decodable_everywhere
     assert np.abs(decoded(stored).astype(int) - decoded(data)).mean() < 6, "another image would be off by about 60"
-    assert (stored == data) == (done == "kept")
+    assert (stored == data) == (done == "kept" and jpeg == "keep")
+    assert np.array_equal(decoded(stored), decoded(data)) == (done == "kept")
 
 
 def truncate(path: Path, share: float) -> None:
@@ -360,9 +406,9 @@ def test_flat_validation_without_labels_is_refused(
         ["--splits", "test"],
         ["--jpeg", "tiff"],
         ["--on-bad", "ignore"],
-        ["--quality", "80"],
-        ["--subsampling", "444"],
-        ["--max-side", "100"],
+        ["--quality", "80", "--jpeg", "keep"],
+        ["--subsampling", "444", "--jpeg", "keep"],
+        ["--max-side", "100", "--jpeg", "keep"],
         ["--max-side", "0", "--jpeg", "reencode"],
         ["--max-side", "65536", "--jpeg", "reencode"],
         ["--quality", "0", "--jpeg", "reencode"],
@@ -441,7 +487,7 @@ def test_one_split_alone_is_converted(
 def test_unverified_images_are_taken_as_they_are(few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = sorted(few.glob("train/*/*"))[0]
     truncate(image, 0.6)
-    assert run("--src", few, "--dst", tmp_path / "dst", "--no-verify") == 0
+    assert run("--src", few, "--dst", tmp_path / "dst", "--jpeg", "keep", "--no-verify") == 0
     assert result_of(capsys)["bad"] == 0
     split, index = open_split(tmp_path / "dst", "train"), stems_in(tmp_path / "dst", "train").index(image.stem)
     assert split.shards[index].jpeg == image.read_bytes()
@@ -450,11 +496,12 @@ def test_unverified_images_are_taken_as_they_are(few: Path, tmp_path: Path, caps
 CHANGED = ("--max-side", "100", "--quality", "70", "--subsampling", "444")
 
 
+@pytest.mark.parametrize("jpeg", ["tile", "reencode"])
 def test_re_encoded_images_are_reduced_and_in_both_formats(
-    imagenet_folder: Path, dataset: Path, tmp_path: Path
+    imagenet_folder: Path, dataset: Path, tmp_path: Path, jpeg: str
 ) -> None:
     labels = imagenet_folder / "val_labels.txt"
-    flags = ["--src", imagenet_folder, "--val-labels", labels, "--shard-size", "100KB", "--jpeg", "reencode", *CHANGED]
+    flags = ["--src", imagenet_folder, "--val-labels", labels, "--shard-size", "100KB", "--jpeg", jpeg, *CHANGED]
     assert run(*flags, "--dst", tmp_path / "dst", "--workers", 1) == 0
     assert run(*flags, "--dst", tmp_path / "other", "--workers", 5) == 0
     assert files_in(tmp_path / "dst") == files_in(tmp_path / "other")
@@ -468,6 +515,10 @@ def test_re_encoded_images_are_reduced_and_in_both_formats(
             header, before = read_header(sample.jpeg), read_header(source.jpeg)
             assert max(header.height, header.width) == min(100, max(before.height, before.width))
             assert len(header.components) == len(before.components)
+            assert (INDEX_IDENTIFIER in sample.jpeg) == (jpeg == "tile")
+    stored = report_of(tmp_path / "dst")["stored"]
+    assert (stored["lossless"], stored["reencoded"]) == (0, 66)
+    assert stored["source_bytes"] == report_of(dataset)["stored"]["bytes"] > stored["bytes"]
     shards = len(Manifest.read(tmp_path / "dst").splits["train"].shards)
     assert 1 <= shards < len(Manifest.read(dataset).splits["train"].shards), "smaller images fill fewer shards"
 
@@ -510,8 +561,8 @@ def test_progress_tells_rates_remaining_time_and_odd_images(
         assert run("--src", imagenet_folder, "--splits", "train", "--dst", tmp_path) == 0
     lines = [line for line in caplog.messages if line.startswith("train: ") and "left" in line]
     assert len(lines) == 47
-    grey = sum(number % 7 == 2 for count in (12, 10, 14, 11) for number in range(count))
-    told = rf"train: 47 of 47 images, \d+ images/s, \d+ MB/s, 0 min left, {grey} odd"
+    odd = sum(number % 7 in (2, 4) for count in (12, 10, 14, 11) for number in range(count))  # grey or progressive
+    told = rf"train: 47 of 47 images, \d+ images/s, \d+ MB/s, 0 min left, {odd} odd"
     assert re.fullmatch(told, lines[-1])
 
 
@@ -563,7 +614,7 @@ def test_script_names_a_bad_image_in_its_last_line_and_starts_no_program_for_it(
     (programs / "gs").chmod(0o755)
     bad, odd = (few / "train" / "n00000001" / name for name in ("bad.JPEG", "odd.JPEG"))
     bad.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
-    Image.new("P", (9, 9)).save(odd, "PNG", transparency=bytes(9))
+    Image.new("P", (9, 9)).save(odd, "PNG", transparency=bytes([9, 99]))
     environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
     done = run_script("--src", few, "--dst", tmp_path / "dst", env=environment)
     assert done.returncode == 2
@@ -606,9 +657,9 @@ def test_script_killed_and_interrupted_continues_to_the_same_bytes(
     assert files_in(dst) == files_in(tmp_path / "once")
 
 
-def test_script_without_arguments_says_which_default_is_missing(tmp_path: Path) -> None:
-    done = run_script(cwd=tmp_path)
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
-    assert "--src data/imagenet" in line
+def test_without_arguments_the_default_that_is_missing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert_refused(run(), capsys, "--src data/imagenet")
     assert not any(tmp_path.iterdir())

@@ -95,7 +95,7 @@ def test_sample_is_as_large_as_asked_and_full_is_everything(dataset: Path, verif
     "flags",
     [
         {"format": ("webdataset",)},
-        {"format": ("ffcv",)},
+        {"format": ("ffcv",), "jpeg": "keep"},
         {"format": ("ffcv",), "jpeg": "raw", "max_side": 100},
         {"format": ("ffcv",), "jpeg": "proportion", "max_side": 100},
         {"jpeg": "reencode", "max_side": 100, "quality": 80},
@@ -558,12 +558,12 @@ def test_names_in_a_damaged_shard_cannot_write_lines_of_their_own(
 
 @pytest.fixture
 def with_bad_image(imagenet_folder: Path, tmp_path: Path) -> Path:
-    """A dataset in which one validation image is cut off, which --no-verify lets pass."""
+    """A dataset in which one validation image is cut off, which `--jpeg keep --no-verify` lets pass."""
     src = shutil.copytree(imagenet_folder, tmp_path / "imagenet")
     bad = src / "val" / "ILSVRC2012_val_00000008.JPEG"
     truncate(bad, bad.stat().st_size // 2)
-    settings = ConvertSettings(src=(src,), dst=tmp_path / "bad", val_labels=src / "val_labels.txt", verify=False)
-    convert(settings)
+    labels = src / "val_labels.txt"
+    convert(ConvertSettings(src=(src,), dst=tmp_path / "bad", val_labels=labels, jpeg="keep", verify=False))
     return tmp_path / "bad"
 
 
@@ -584,7 +584,8 @@ def write_dataset(dst: Path, images: list[bytes]) -> int:
     info = ShardInfo(name="webdataset/train-000000.tar", samples=len(images), bytes=size, sha256=digest)
     split = SplitInfo(samples=len(images), bytes=sum(map(len, images)), image_mode="keep", shards=(info,))
     Manifest(classes=("n00000001",), splits={"train": split}).write(dst)
-    (dst / "report.json").write_text('{"counts": {}, "images": []}')
+    stored = {"lossless": split.samples, "reencoded": 0, "source_bytes": split.bytes, "bytes": split.bytes}
+    (dst / "report.json").write_text(json.dumps({"stored": stored, "counts": {}, "images": []}))
     return size
 
 

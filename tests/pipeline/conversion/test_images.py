@@ -1,4 +1,4 @@
-"""What becomes of one image: kept, re-encoded, reduced, as pixels, or bad. Every odd file is really made."""
+"""What becomes of one image: tiled, kept, re-encoded, reduced, as pixels, or bad. Every odd file is really made."""
 
 import base64
 import io
@@ -15,13 +15,16 @@ from PIL import Image
 
 from pipeline.conversion.images import BadImage, Handling, Stored, prepare
 from pipeline.formats.beton import MODE_JPEG, MODE_RAW
-from pipeline.jpeg.headers import read_header
+from pipeline.jpeg.crop import crop_tiles
+from pipeline.jpeg.headers import APP9, read_header, segments
+from pipeline.jpeg.tiles import INDEX_IDENTIFIER
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of what the tests decode themselves
 
 PHOTO = photograph(50, 61, seed=1)
 GREY = np.asarray(Image.fromarray(PHOTO).convert("L"))
 END = b"\xff\xd9"
+KEEP = Handling(jpeg="keep")
 JPEG = jpeg_bytes(PHOTO, subsampling="4:4:4")
 PROGRESSIVE = jpeg_bytes(PHOTO, progressive=True)
 
@@ -93,6 +96,10 @@ def pixels_of(stored: Stored) -> np.ndarray:
     return decoded(stored.data)
 
 
+def is_tiled(jpeg: bytes) -> bool:
+    return any(marker == APP9 and jpeg.startswith(INDEX_IDENTIFIER, start) for marker, start, _ in segments(jpeg))
+
+
 def difference(one: np.ndarray, other: np.ndarray) -> float:
     """Mean over all values; that of two different photographs is about 60."""
     return float(np.abs(one.astype(int) - other).mean())
@@ -152,7 +159,7 @@ KEPT = {
 
 @pytest.mark.parametrize(("data", "remark"), KEPT.values(), ids=KEPT.keys())
 def test_jpegs_that_every_decoder_reads_are_kept_byte_for_byte_and_remarked(data: bytes, remark: str) -> None:
-    stored = prepare(data, 0, Handling())
+    stored = prepare(data, 0, KEEP)
     assert stored == Stored(data, MODE_JPEG, *decoded(data).shape[:2], stored.odd, False)
     assert stored.odd.startswith(remark)
     assert bool(stored.odd) == bool(remark)
@@ -161,7 +168,7 @@ def test_jpegs_that_every_decoder_reads_are_kept_byte_for_byte_and_remarked(data
 def test_multi_picture_file_is_kept_with_its_other_pictures_behind_the_end() -> None:
     other = Image.fromarray(photograph(20, 30, seed=9))
     data = file_of(PHOTO, "MPO", save_all=True, append_images=[other])
-    stored = prepare(data, 0, Handling())
+    stored = prepare(data, 0, KEEP)
     assert (stored.data, stored.reencoded) == (data, False)
     assert stored.odd == f"{len(data) - data.index(END) - 2} bytes behind the end"
     assert difference(pixels_of(stored), PHOTO) < 6
@@ -170,15 +177,86 @@ def test_multi_picture_file_is_kept_with_its_other_pictures_behind_the_end() -> 
 @pytest.mark.parametrize("whole", [JPEG, PROGRESSIVE, separate_scans(PHOTO)], ids=["baseline", "progressive", "scans"])
 @pytest.mark.parametrize("lost", [1, 2])
 def test_missing_end_marker_is_added_where_all_data_is_there(whole: bytes, lost: int) -> None:
-    stored = prepare(whole[:-lost], 0, Handling())
+    stored = prepare(whole[:-lost], 0, KEEP)
     assert (stored.odd, stored.reencoded) == ("no end marker", False)
     assert np.array_equal(pixels_of(stored), decoded(whole))
 
 
 def test_unverified_jpegs_are_kept_whatever_is_behind_their_headers() -> None:
     broken = JPEG[: len(JPEG) // 2]
-    assert prepare(broken, 0, Handling(verify=False)) == Stored(broken, MODE_JPEG, 50, 61, "no end marker", False)
-    assert bad(JPEG[:100], verify=False) == "truncated in the headers"
+    kept = prepare(broken, 0, Handling(jpeg="keep", verify=False))
+    assert kept == Stored(broken, MODE_JPEG, 50, 61, "no end marker", False)
+    assert bad(JPEG[:100], jpeg="keep", verify=False) == "truncated in the headers"
+
+
+# --- tiled
+
+
+LARGE = photograph(150, 301, seed=4)
+
+# As `Handling()` stores them without loss: the file, and the remark.
+LOSSLESS = {
+    "4:4:4": (jpeg_bytes(LARGE, subsampling="4:4:4"), ""),
+    "4:2:2": (jpeg_bytes(LARGE, subsampling="4:2:2"), ""),
+    "4:2:0": (jpeg_bytes(LARGE, subsampling="4:2:0"), ""),
+    "grey": (jpeg_bytes(LARGE, "L"), "greyscale"),
+    "RGB components": (jpeg_bytes(LARGE, keep_rgb=True), ""),
+    "restart markers": (jpeg_bytes(LARGE, restart_marker_blocks=3), ""),
+    "EXIF orientation": (jpeg_bytes(LARGE, exif=turned()), ""),
+    "corrupt EXIF": (jpeg_bytes(LARGE, exif=b"Exif\0\0II*"), "corrupt EXIF data"),
+    "bytes behind the end": (jpeg_bytes(LARGE) + b"\0trailer", "8 bytes behind the end"),
+    "stray bytes before the end": (jpeg_bytes(LARGE)[:-2] + b"10 strays." + END, ""),
+    "no end marker": (jpeg_bytes(LARGE)[:-2], "no end marker"),
+    "half an end marker": (jpeg_bytes(LARGE)[:-1], "no end marker"),
+}
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize(("data", "remark"), LOSSLESS.values(), ids=LOSSLESS.keys())
+def test_jpegs_are_tiled_without_loss(data: bytes, remark: str, verify: bool) -> None:
+    stored = prepare(data, 0, Handling(verify=verify))
+    assert stored[1:] == (MODE_JPEG, 150, 301, remark, False)
+    assert is_tiled(stored.data)
+    assert crop_tiles(np.frombuffer(stored.data, np.uint8), 60, 60, 40, 40, np.empty(len(data), np.uint8))[0] > 0
+    source = data + END  # where it has none
+    assert np.array_equal(decoded(stored.data), decoded(source))
+    theirs, ours = (simplejpeg.decode_jpeg(jpeg, "RGB", strict=False) for jpeg in (source, stored.data))
+    assert np.array_equal(ours, theirs)
+    assert prepare(stored.data, 0, Handling()).data == stored.data, "tiled a second time"
+
+
+def test_tiled_jpegs_keep_their_exif_data() -> None:
+    with Image.open(io.BytesIO(prepare(LOSSLESS["EXIF orientation"][0], 0, Handling()).data)) as image:
+        assert dict(image.getexif()) == {0x0112: 6}
+
+
+# What cannot be tiled without loss: the file, the remark, and the components of what is stored.
+LOSSY = {
+    "progressive": (jpeg_bytes(LARGE, progressive=True), "not baseline", 3),
+    "progressive, grey": (jpeg_bytes(LARGE, "L", progressive=True), "greyscale, not baseline", 1),
+    "a scan for each component": (separate_scans(LARGE), "several scans", 3),
+    "CMYK": (jpeg_bytes(LARGE, "CMYK"), "a JPEG of 8 bit with 4 components (mode CMYK)", 3),
+    "PNG": (file_of(LARGE, "PNG"), "a PNG file", 3),
+}
+
+
+@pytest.mark.parametrize(("data", "remark", "components"), LOSSY.values(), ids=LOSSY.keys())
+def test_what_cannot_be_tiled_without_loss_is_encoded_again_and_tiled(
+    data: bytes, remark: str, components: int
+) -> None:
+    stored = prepare(data, 0, Handling())
+    assert stored[1:] == (MODE_JPEG, 150, 301, remark, True)
+    assert is_tiled(stored.data)
+    found = read_header(stored.data).components
+    assert [(part.horizontal_sampling, part.vertical_sampling) for part in found] == [(1, 1)] * components
+    assert quantization(stored.data)[0] == quantization(jpeg_bytes(LARGE, quality=95))[0]
+    pixels = np.dstack([np.asarray(Image.fromarray(LARGE).convert("L"))] * 3) if components == 1 else LARGE
+    assert difference(decoded(stored.data), pixels) < 3
+
+
+def test_what_is_cut_is_not_tiled_even_unverified() -> None:
+    """Tiles need every coefficient."""
+    assert bad(JPEG[: len(JPEG) // 2] + END, verify=False) == "truncated"
 
 
 # --- re-encoded because they are odd
@@ -228,25 +306,29 @@ for depth in ("P", "1"):
         ODD[f"{name}, {'palette' if depth == 'P' else 'black and white'}"] = data, f"a {name} file", decoded(data)
 
 
+@pytest.mark.parametrize("jpeg", ["keep", "tile"])
 @pytest.mark.parametrize(("data", "remark", "pixels"), ODD.values(), ids=ODD.keys())
 def test_what_decoders_would_not_read_alike_is_re_encoded_and_remarked(
-    data: bytes, remark: str, pixels: np.ndarray
+    data: bytes, remark: str, pixels: np.ndarray, jpeg: str
 ) -> None:
-    stored = prepare(data, 0, Handling())
+    handling = Handling(jpeg=jpeg)  # type: ignore[arg-type]
+    stored = prepare(data, 0, handling)
     assert stored[1:] == (MODE_JPEG, *pixels.shape[:2], remark, True)
     header = read_header(stored.data)
     assert header.is_decodable_everywhere
     assert len(header.components) == 3
-    assert prepare(stored.data, 0, Handling()).data == stored.data, "what is stored is a good image itself"
+    assert is_tiled(stored.data) == (jpeg == "tile")
+    assert prepare(stored.data, 0, handling).data == stored.data, "what is stored is a good image itself"
     assert difference(pixels_of(stored), pixels) < 6
 
 
-@pytest.mark.parametrize("jpeg", ["reencode", "raw", "proportion"])
+@pytest.mark.parametrize("jpeg", ["tile", "reencode", "raw", "proportion"])
 @pytest.mark.parametrize("name", ["PNG", "PNG, 16-bit grey", "CMYK", "YCCK", "GIF, palette"])
 def test_odd_files_are_stored_as_all_others(name: str, jpeg: str) -> None:
     data, remark, pixels = ODD[name]
     stored = prepare(data, 0, Handling(jpeg=jpeg, quality=95, subsampling="444"))  # type: ignore[arg-type]
-    assert (stored.height, stored.width, stored.odd, stored.reencoded) == (*pixels.shape[:2], remark, True)
+    assert (stored.height, stored.width, stored.odd) == (*pixels.shape[:2], remark)
+    assert stored.reencoded == (stored.mode == MODE_JPEG)
     assert difference(pixels_of(stored), pixels) < 6
     reduced = prepare(data, 0, Handling(jpeg=jpeg, max_side=25))  # type: ignore[arg-type]
     assert max(reduced.height, reduced.width) == 25
@@ -304,7 +386,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("jpeg", ["keep", "reencode", "raw"])
+@pytest.mark.parametrize("jpeg", ["tile", "keep", "reencode", "raw"])
 @pytest.mark.parametrize(("data", "reason"), BAD.values(), ids=BAD.keys())
 def test_what_cannot_be_decoded_completely_is_bad(data: bytes, reason: str, jpeg: str) -> None:
     assert bad(data, jpeg=jpeg).startswith(reason)
@@ -314,23 +396,29 @@ def test_progressive_cut_between_scans_with_an_end_marker_is_remarked() -> None:
     """Bits of coefficients may be left out for good: the file could have been made so."""
     starts = scan_starts(PROGRESSIVE)
     for start in starts[1:]:
-        stored = prepare(PROGRESSIVE[:start] + END, 0, Handling())
-        assert stored.odd == "not every bit of every coefficient"
+        for handling, before in ((KEEP, ""), (Handling(), "not baseline, ")):
+            stored = prepare(PROGRESSIVE[:start] + END, 0, handling)
+            assert stored.odd == before + "not every bit of every coefficient"
 
 
 WHOLE = {"baseline": JPEG, "progressive": PROGRESSIVE, "CMYK": jpeg_bytes(PHOTO, "CMYK")}
 
 
 @pytest.mark.parametrize("whole", WHOLE.values(), ids=WHOLE.keys())
-@given(share=st.floats(0, 1, exclude_max=True), end=st.sampled_from([b"", END]))
-def test_jpeg_cut_anywhere_is_bad_or_remarked(whole: bytes, share: float, end: bytes) -> None:
+@given(
+    share=st.floats(0, 1, exclude_max=True),
+    end=st.sampled_from([b"", END]),
+    handling=st.sampled_from([KEEP, Handling()]),
+)
+def test_jpeg_cut_anywhere_is_bad_or_remarked(whole: bytes, share: float, end: bytes, handling: Handling) -> None:
     data = whole[: int((len(whole) - 2) * share)] + end
-    made = outcome(data, Handling())
+    made = outcome(data, handling)
     if isinstance(made, str):
         return
-    assert made.odd in ("not every bit of every coefficient", "no end marker")
-    if made.odd == "no end marker":
-        assert np.array_equal(pixels_of(made), decoded(whole))
+    remarks = {*made.odd.split(", ")} - {"not baseline"}
+    assert remarks in ({"not every bit of every coefficient"}, {"no end marker"})
+    if remarks == {"no end marker"}:
+        assert difference(pixels_of(made), decoded(whole)) <= 2 * made.reencoded
 
 
 FLIPPED = {
@@ -343,17 +431,21 @@ FLIPPED = {
 
 
 @pytest.mark.parametrize("whole", FLIPPED.values(), ids=FLIPPED.keys())
-@given(share=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-def test_jpeg_with_a_flipped_bit_is_bad_or_read_alike_by_decoders(whole: bytes, share: float, bit: int) -> None:
+@given(share=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), handling=st.sampled_from([KEEP, Handling()]))
+def test_jpeg_with_a_flipped_bit_is_bad_or_read_alike_by_decoders(
+    whole: bytes, share: float, bit: int, handling: Handling
+) -> None:
     """Most flips only alter values, which nobody can tell. Where a decoder lacks data, the image is bad."""
     start = read_header(whole).scan_offset + 14
     at = start + int((len(whole) - 2 - start) * share)
     data = patched(whole, at, bytes([whole[at] ^ 1 << bit]))
-    made = outcome(data, Handling())
+    made = outcome(data, handling)
     if isinstance(made, str):
         return
-    ours = simplejpeg.decode_jpeg(made.data, "RGB", strict=made.odd in ("", "greyscale"))
+    ours = simplejpeg.decode_jpeg(made.data, "RGB", strict=made.odd in ("", "greyscale") or is_tiled(made.data))
     assert np.abs(ours.astype(int) - pixels_of(made)).max() <= 2
+    if not made.reencoded:
+        assert np.array_equal(pixels_of(made), decoded(data))
 
 
 SEEDS = [
@@ -376,7 +468,7 @@ def damaged_files(draw: st.DrawFn) -> bytes:
 @settings(max_examples=300)
 @given(
     data=damaged_files() | st.binary(max_size=60),
-    jpeg=st.sampled_from(["keep", "reencode", "raw"]),
+    jpeg=st.sampled_from(["tile", "keep", "reencode", "raw"]),
     verify=st.booleans(),
 )
 def test_any_bytes_are_stored_or_a_bad_image(data: bytes, jpeg: str, verify: bool) -> None:
@@ -396,30 +488,44 @@ def quantization(jpeg: bytes) -> dict[int, list[int]]:
         return {slot: list(table) for slot, table in image.quantization.items()}  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("jpeg", ["tile", "reencode"])
 @pytest.mark.parametrize("quality", [1, 40, 90, 100])
 @pytest.mark.parametrize(("subsampling", "factors"), [("444", 0x11), ("422", 0x21), ("420", 0x22)])
 def test_re_encoded_jpegs_have_the_quality_and_subsampling_that_were_asked_for(
-    quality: int, subsampling: str, factors: int
+    jpeg: str, quality: int, subsampling: str, factors: int
 ) -> None:
-    handling = Handling(jpeg="reencode", quality=quality, subsampling=subsampling)  # type: ignore[arg-type]
+    handling = Handling(jpeg=jpeg, quality=quality, subsampling=subsampling)  # type: ignore[arg-type]
     stored = prepare(jpeg_bytes(PHOTO, quality=97), 0, handling)
+    assert is_tiled(stored.data) == (jpeg == "tile")
     luma, *chroma = read_header(stored.data).components
     assert luma.horizontal_sampling << 4 | luma.vertical_sampling == factors
     assert [(part.horizontal_sampling, part.vertical_sampling) for part in chroma] == [(1, 1)] * 2
     assert quantization(stored.data) == quantization(jpeg_bytes(PHOTO, quality=quality))
-    assert (stored.odd, stored.reencoded) == ("", False), "nothing about it was odd"
+    assert (stored.odd, stored.reencoded) == ("", True)
+
+
+@pytest.mark.parametrize("flags", [{"max_side": 40}, {"quality": 60}, {"subsampling": "444"}], ids=str)
+def test_each_flag_of_the_encoding_has_every_image_encoded_again_before_it_is_tiled(flags: dict[str, object]) -> None:
+    stored = prepare(jpeg_bytes(PHOTO, quality=97, subsampling="4:2:2"), 0, Handling(**flags))  # type: ignore[arg-type]
+    assert is_tiled(stored.data)
+    assert stored.reencoded
+    luma = read_header(stored.data).components[0]
+    assert luma.horizontal_sampling == luma.vertical_sampling == (1 if "subsampling" in flags else 2)
+    assert quantization(stored.data) == quantization(jpeg_bytes(PHOTO, quality=flags.get("quality", 90)))
+    assert stored.width == flags.get("max_side", 61)
 
 
 SIZES = [(61, 61), (60, 60), (25, 25), (7, 7), (1, 1), (None, 61), (1000, 61)]
 
 
-@pytest.mark.parametrize("jpeg", ["reencode", "raw", "proportion"])
+@pytest.mark.parametrize("jpeg", ["tile", "reencode", "raw", "proportion"])
 @pytest.mark.parametrize(("max_side", "longest"), SIZES)
 def test_longest_side_is_reduced_and_the_picture_stays(jpeg: str, max_side: int | None, longest: int) -> None:
     source = jpeg_bytes(PHOTO, quality=97)
     handling = Handling(jpeg=jpeg, max_side=max_side, quality=97, subsampling="444")  # type: ignore[arg-type]
     stored = prepare(source, 0, handling)
     assert (stored.height, stored.width) == (max(1, round(50 * longest / 61)), longest)
+    assert stored.reencoded == (stored.mode == MODE_JPEG)
     pixels = pixels_of(stored)
     assert pixels.shape == (stored.height, stored.width, 3)
     expected = Image.fromarray(decoded(source)).resize((stored.width, stored.height), Image.Resampling.BICUBIC)
@@ -433,10 +539,11 @@ def test_reduced_size_has_the_ratio_of_the_original(full: tuple[int, int], size:
     assert decoded(stored.data).shape[:2] == size
 
 
-def test_greyscale_stays_grey_where_it_is_encoded_again_and_is_rgb_as_pixels() -> None:
+@pytest.mark.parametrize("jpeg", ["tile", "reencode"])
+def test_greyscale_stays_grey_where_it_is_encoded_again_and_is_rgb_as_pixels(jpeg: str) -> None:
     source = jpeg_bytes(PHOTO, "L")
     for max_side in (None, 20):
-        grey = prepare(source, 0, Handling(jpeg="reencode", max_side=max_side))
+        grey = prepare(source, 0, Handling(jpeg=jpeg, max_side=max_side, quality=90))  # type: ignore[arg-type]
         assert len(read_header(grey.data).components) == 1
         assert grey.odd == "greyscale"
     assert difference(decoded(prepare(source, 0, Handling(jpeg="reencode")).data), decoded(source)) < 6
@@ -469,9 +576,10 @@ def test_proportion_stores_a_share_as_jpegs_that_seed_and_position_fix(probabili
     ("data", "handling", "advice"),
     [
         (JPEG, Handling(jpeg="raw", largest=9149), "--max-side"),
-        (file_of(PHOTO, "PNG"), Handling(largest=1000), "--jpeg reencode --max-side"),
+        (file_of(PHOTO, "PNG"), Handling(jpeg="keep", largest=1000), "--jpeg reencode --max-side"),
+        (JPEG, Handling(largest=1000), "--max-side"),
     ],
-    ids=["raw", "odd"],
+    ids=["raw", "odd", "tiled"],
 )
 def test_what_no_page_holds_is_bad(data: bytes, handling: Handling, advice: str) -> None:
     with pytest.raises(BadImage, match=rf"bytes, of at most {handling.largest}; {advice} reduces it"):

@@ -22,7 +22,7 @@ from pipeline.errors import InputError
 from tools.convert_imagenet import ConvertSettings, convert
 
 CLASSES = list(TRAIN_COUNTS)
-FLAGS: dict[str, Any] = {"shard_size": "100KB", "workers": 2}  # those of the fixture `dataset`
+FLAGS: dict[str, Any] = {"jpeg": "keep", "shard_size": "100KB", "workers": 2}  # those of the fixture `dataset`
 LABEL_FILES = ("valprep.sh", "LOC_val_solution.csv", "imagenet_2012_validation_synset_labels.txt")
 DEVKIT = "ILSVRC2012_devkit_t12"
 OFFICIAL = {split: f"ILSVRC2012_img_{split}.tar" for split in ("train", "val")}
@@ -245,6 +245,7 @@ def assert_same_dataset(made: Path, dataset: Path) -> None:
     ours, theirs = (json.loads(files.pop("report.json")) for files in (left, right))
     assert left.keys() == right.keys()
     assert [name for name in left if left[name] != right[name]] == []
+    assert ours["stored"] == theirs["stored"]
     assert ours["counts"] == theirs["counts"]
     assert [{**entry, "file": ""} for entry in ours["images"]] == [{**entry, "file": ""} for entry in theirs["images"]]
 

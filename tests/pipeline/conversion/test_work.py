@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -194,8 +195,9 @@ def test_conversion_killed_at_random_moments_ends_with_the_same_bytes(
         pid = in_child(lambda: convert(settings(source, dst, workers=1 + attempt % 3)))  # noqa: B023
         time.sleep(moments.uniform(0, 0.2))
         os.kill(pid, signal.SIGKILL)
-        if wait_for(pid) == 0:
-            break
+        wait_for(pid)
+        if (dst / "dataset.json").exists() and not (dst / ".conversion").exists():
+            break  # done, even if it was killed before it could say so
     else:
         convert(settings(source, dst))
     assert files_in(dst) == expected
@@ -504,6 +506,9 @@ def test_bad_images_are_left_out_and_counted(changing: Path, tmp_path: Path, bef
     left_out = {entry["file"]: entry["bad"] for entry in report["images"] if entry["done"] == "left out"}
     assert left_out == {str(path): "not an image" for path in bad}
     assert report["counts"]["bad: left out"] == 3
+    good = [path for path in changing.rglob("*.JPEG") if path not in bad]
+    stored = {"lossless": 11, "reencoded": 1, "source_bytes": sum(path.stat().st_size for path in good)}
+    assert report["stored"] == {**stored, "bytes": result["bytes"]}
     for split, count in (("train", 10), ("val", 2)):
         opened = open_split(dst, split)
         stored = [opened.shards[index] for index in range(count)]
@@ -672,17 +677,36 @@ def test_archive_that_is_truncated_underneath_is_named(
     assert convert(settings(archive, dst, splits=("train",)))["train"] == 12
 
 
+def add_image(source: Path, recorded: str) -> None:
+    shutil.copy(source / TRAIN, source / "train/n00000002/n00000002_0.JPEG")
+
+
+def enlarge_recorded_image(source: Path, recorded: str) -> None:
+    (path,) = source.glob(f"train/*/{recorded}.JPEG")
+    path.write_bytes(jpeg_bytes(photograph(70, 80, seed=5)))
+
+
+def outgrow_the_pages(source: Path, recorded: str) -> None:
+    """By an image that is not on record."""
+    (path,) = source.glob("train/*/n00000001_10.JPEG")
+    assert path.stem != recorded
+    noise = np.random.default_rng(0).integers(0, 256, (1300, 1300, 3)).astype(np.uint8)
+    path.write_bytes(jpeg_bytes(noise, quality=98))
+    assert path.stat().st_size > 1 << 21
+
+
 @pytest.mark.parametrize("jpeg", ["keep", "reencode"])
+@pytest.mark.parametrize("change", [add_image, enlarge_recorded_image, outgrow_the_pages])
 def test_source_that_changed_between_two_attempts_gives_what_a_fresh_conversion_gives(
-    changing: Path, tmp_path: Path, jpeg: str
+    changing: Path, tmp_path: Path, change: Callable[[Path, str], None], jpeg: str
 ) -> None:
-    """An image more, and one that is larger."""
     dst = tmp_path / "dst"
-    begun = settings(changing, dst, jpeg=jpeg)
-    assert killed_when(lambda number, path: path.endswith("/.train-000001.tar.partial"), begun)
-    assert (dst / ".conversion/train-000000.json").exists()
-    shutil.copy(changing / TRAIN, changing / "train/n00000002/n00000002_0.JPEG")
-    (changing / TRAIN).write_bytes(jpeg_bytes(photograph(70, 80, seed=5)))
+    begun = settings(changing, dst, jpeg=jpeg, shard_size="6KB", splits=("train",))
+    assert killed_when(lambda number, path: path.endswith("/.train-000004.tar.partial"), begun)
+    assert (dst / ".conversion/train-000003.json").exists()
+    with tarfile.open(dst / ".conversion/train-000000.tar") as archive:
+        recorded = archive.getnames()[0].removesuffix(".jpg").split("_", 2)[2]
+    change(changing, recorded)
     convert(begun)
     convert(replace(begun, dst=tmp_path / "fresh"))
     assert files_in(dst) == files_in(tmp_path / "fresh")

@@ -5,7 +5,6 @@ import hashlib
 import io
 import os
 import re
-import resource
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,11 +16,13 @@ import pytest
 import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
-from images import files_in, varied_jpeg
+from images import decoded, files_in, varied_jpeg
+from test_files import files_of_at_most
 
 from pipeline.errors import InputError
 from pipeline.formats.samples import Sample
 from pipeline.formats.shards import ShardInfo, ShardSamples, ShardWriter, position_of_key, sample_key, stored_size
+from pipeline.jpeg.tiles import tile
 
 NUM_CLASSES = 12
 STEMS = [
@@ -35,7 +36,8 @@ STEMS = [
     "-rf",
     "..",
 ]
-JPEGS = [varied_jpeg(number, seed=7) for number in range(len(STEMS))]
+SOURCES = [varied_jpeg(number, seed=7) for number in range(len(STEMS))]
+JPEGS = [jpeg if number in (1, 4) else tile(jpeg) for number, jpeg in enumerate(SOURCES)]  # 4 is progressive
 LABELS = [0, 11, 3, 3, 10, 1, 2, 9, 7]
 COUNTS = (4, 1, 4)  # samples of each shard
 FIRST = np.cumsum((0, *COUNTS))
@@ -79,11 +81,13 @@ def test_webdataset_library_reads_the_shards(written: tuple[Path, tuple[ShardInf
     assert [position_of_key(sample["__key__"], FIRST) for sample in found] == list(range(len(STEMS)))
 
 
-def test_webdataset_library_decodes_labels_to_integers(written: tuple[Path, tuple[ShardInfo, ...]]) -> None:
+def test_webdataset_library_decodes_images_and_labels(written: tuple[Path, tuple[ShardInfo, ...]]) -> None:
     dataset, shards = written
     urls = [str(dataset / shard.name) for shard in shards]
-    pairs = webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8").to_tuple("jpg", "cls")
+    pairs = list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8").to_tuple("jpg", "cls"))
     assert [label for _, label in pairs] == LABELS
+    for (image, _), source in zip(pairs, SOURCES, strict=True):
+        assert np.array_equal(image, decoded(source))
 
 
 def test_dali_reads_the_shards_with_our_indices(written: tuple[Path, tuple[ShardInfo, ...]]) -> None:
@@ -95,18 +99,20 @@ def test_dali_reads_the_shards_with_our_indices(written: tuple[Path, tuple[Shard
 
     @pipeline_def(batch_size=len(STEMS), num_threads=1, device_id=None)
     def reader() -> tuple:
-        return tuple(
-            fn.readers.webdataset(
-                paths=list(map(str, paths)),
-                index_paths=[str(path.with_suffix(".idx")) for path in paths],
-                ext=["jpg", "cls"],
-                missing_component_behavior="error",
-            )
+        jpegs, labels = fn.readers.webdataset(
+            paths=list(map(str, paths)),
+            index_paths=[str(path.with_suffix(".idx")) for path in paths],
+            ext=["jpg", "cls"],
+            missing_component_behavior="error",
         )
+        exact = {"jpeg_fancy_upsampling": True, "use_fast_idct": False, "adjust_orientation": False}  # as libjpeg
+        return jpegs, labels, fn.decoders.image(jpegs, device="cpu", **exact)
 
     pipeline = reader()
     pipeline.build()
-    jpegs, labels = pipeline.run()
+    jpegs, labels, images = pipeline.run()
+    for row, source in enumerate(SOURCES):
+        assert np.array_equal(np.asarray(images.at(row)), decoded(source))
     assert [np.asarray(jpegs.at(row)).tobytes() for row in range(len(STEMS))] == JPEGS
     assert [int(np.asarray(labels.at(row)).tobytes()) for row in range(len(STEMS))] == LABELS
 
@@ -209,7 +215,7 @@ def test_keys_stand_in_the_order_of_their_positions() -> None:
         "000000_000004_behind_its_shard",
         "000003_000000_behind_the_last_shard",
         "000001_000001_x",
-        "-00001_000000_x",
+        "-00002_000000_x",
         "000000_-00001_x",
         f"000000_{1 << 70}_x",
         f"{1 << 70}_000000_x",
@@ -235,17 +241,6 @@ def test_abort_leaves_nothing_of_the_shard_in_work(tmp_path: Path) -> None:
     writer.add(STEMS[0], JPEGS[0], 0)
     writer.abort()
     assert not files_in(tmp_path)
-
-
-@contextlib.contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """For the time of the block, the kernel lets no file of this process grow above `size` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("limit", [0, 100, len(JPEGS[0])])

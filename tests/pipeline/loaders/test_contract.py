@@ -24,6 +24,7 @@ from pipeline.contract import MAX_DIFFERENCE, MEAN_DIFFERENCE, Batch, CropPolicy
 from pipeline.dataset import Split, open_split
 from pipeline.decode import crop_and_resize, decode
 from pipeline.errors import InputError
+from pipeline.jpeg.headers import APP9, segments
 from tools.convert_imagenet import ConvertSettings, convert
 
 READERS = [name for name in loaders.names() if name != "synthetic"]
@@ -51,9 +52,15 @@ def module(name: str) -> ModuleType:
         raise
 
 
+@pytest.fixture(params=["tiled_dataset", "dataset"])
+def stored(request: pytest.FixtureRequest) -> Path:
+    """A dataset of tiled JPEGs, and one of the same images as they were."""
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture
-def split(dataset: Path) -> Split:
-    return open_split(dataset, "train")
+def split(tiled_dataset: Path) -> Split:
+    return open_split(tiled_dataset, "train")
 
 
 def copies(batches: Iterator[Batch]) -> list[Batch]:
@@ -94,13 +101,13 @@ def assert_same(module: ModuleType, batches: list[Batch], expected: list[Batch])
         assert difference.max() <= getattr(module, "MAX_DIFFERENCE", MAX_DIFFERENCE)
 
 
-def test_a_training_epoch_is_the_plans(module: ModuleType, split: Split) -> None:
-    spec = spec_of(split)
+def test_a_training_epoch_is_the_plans(module: ModuleType, stored: Path) -> None:
+    spec = spec_of(open_split(stored, "train"))
     assert_same(module, collect(module, spec, 5, RESOLUTION), list(reference(spec, 5, RESOLUTION)))
 
 
-def test_an_evaluation_counts_every_image_once(module: ModuleType, dataset: Path) -> None:
-    spec = spec_of(open_split(dataset, "val"))
+def test_an_evaluation_counts_every_image_once(module: ModuleType, stored: Path) -> None:
+    spec = spec_of(open_split(stored, "val"))
     batches = collect(module, spec, 0, RESOLUTION)
     assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(spec.split.num_samples))
     assert_same(module, batches, list(reference(spec, 0, RESOLUTION)))
@@ -119,11 +126,11 @@ def test_ranks_share_the_global_batch(module: ModuleType, split: Split, world_si
         assert torch.equal(whole.images, torch.cat([part.images for part in parts]))
 
 
-def test_more_ranks_than_the_last_batch_has_images(module: ModuleType, dataset: Path) -> None:
-    val = open_split(dataset, "val")
-    world_size = 8  # 19 images in global batches of 16: the last one has 3
+def test_more_ranks_than_the_last_batch_has_images(module: ModuleType, tiled_dataset: Path) -> None:
+    val = open_split(tiled_dataset, "val")
+    world_size = 3  # 19 images in global batches of 18: the last one has 1
     shares = [
-        collect(module, spec_of(val, batch_size=2, rank=rank, world_size=world_size), 0, RESOLUTION)
+        collect(module, spec_of(val, batch_size=6, rank=rank, world_size=world_size), 0, RESOLUTION)
         for rank in range(world_size)
     ]
     indices = [index for batches in shares for batch in batches for index in batch.indices.tolist()]
@@ -131,8 +138,8 @@ def test_more_ranks_than_the_last_batch_has_images(module: ModuleType, dataset: 
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_rank_without_any_image_gives_no_batch(module: ModuleType, dataset: Path, training: bool) -> None:
-    split = open_split(dataset, "train" if training else "val")
+def test_a_rank_without_any_image_gives_no_batch(module: ModuleType, tiled_dataset: Path, training: bool) -> None:
+    split = open_split(tiled_dataset, "train" if training else "val")
     spec = spec_of(split, batch_size=50, rank=0, world_size=100)
     loader = module.create(spec)
     assert loader.batches_per_epoch == 0
@@ -163,7 +170,7 @@ def test_one_loader_serves_epochs_and_resolutions(module: ModuleType, split: Spl
 
 
 def test_the_number_of_workers_changes_nothing(module: ModuleType, split: Split) -> None:
-    first, *others = (collect(module, spec_of(split, workers=workers), 1, RESOLUTION) for workers in range(4))
+    first, *others = (collect(module, spec_of(split, workers=workers), 1, RESOLUTION) for workers in (0, 1, 3))
     for other in others:
         for batch, wanted in zip(other, first, strict=True):
             assert all(torch.equal(mine, theirs) for mine, theirs in zip(batch, wanted, strict=True))
@@ -197,6 +204,11 @@ def test_closing_in_the_middle_leaves_no_thread_or_process(module: ModuleType, s
         loader.close()
         loader.close()  # closing twice is allowed
         del loader
+    assert_none_is_left(before)
+
+
+def assert_none_is_left(before: tuple[int, int]) -> None:
+    """No more threads and processes than `before`, after the time they need to end."""
     deadline = time.monotonic() + 20
     while threads_and_processes() > before and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -218,8 +230,25 @@ def test_a_jpeg_that_only_the_reference_decodes_has_its_pixels(
     src = shutil.copytree(imagenet_folder, tmp_path / "src")
     shutil.rmtree(src / "val")
     next((src / "train").glob("*/*.JPEG")).write_bytes(three_to_one_jpeg(64, 96))
-    convert(ConvertSettings(src=(src,), dst=tmp_path / "dst"))
-    spec = spec_of(open_split(tmp_path / "dst", "train"))
+    for jpeg, epoch in (("keep", 0), ("tile", 1)):
+        convert(ConvertSettings(src=(src,), dst=tmp_path / jpeg, jpeg=jpeg))  # type: ignore[arg-type]
+        spec = spec_of(open_split(tmp_path / jpeg, "train"))
+        assert_same(module, collect(module, spec, epoch, RESOLUTION), list(reference(spec, epoch, RESOLUTION)))
+
+
+def test_a_damaged_tile_index_does_not_change_the_pixels(
+    module: ModuleType, tiled_dataset: Path, tmp_path: Path
+) -> None:
+    """One byte of each image's index is another; all else is as it was, so that the whole image can be decoded."""
+    copy = shutil.copytree(tiled_dataset, tmp_path / "copy")
+    split = open_split(copy, "train")
+    rng = np.random.default_rng(0)
+    for index in range(split.num_samples):
+        jpeg = split.shards[index].jpeg
+        payload = next((start, end) for marker, start, end in segments(jpeg) if marker == APP9)
+        at = int(rng.integers(*payload))
+        overwrite(split, index, at, bytes([jpeg[at] ^ int(rng.integers(1, 256))]))
+    spec = spec_of(open_split(copy, "train"))
     for epoch in (0, 1):
         assert_same(module, collect(module, spec, epoch, RESOLUTION), list(reference(spec, epoch, RESOLUTION)))
 
@@ -242,14 +271,33 @@ def test_a_damaged_image_is_named_in_one_line(
     assert psutil.Process().children() == []
 
 
+def test_closing_after_an_error_leaves_no_thread_or_process(module: ModuleType, dataset_copy: Path) -> None:
+    """Whoever still holds the error: its traceback refers to the loader's insides."""
+    split = open_split(dataset_copy, "train")
+    collect(module, spec_of(split, workers=2), 0, RESOLUTION)  # pools that live as long as Python are made now
+    damage(split, index=17, share=0.02)
+    before = threads_and_processes()
+    loader = module.create(spec_of(open_split(dataset_copy, "train"), workers=2))
+    with pytest.raises(InputError) as raised:
+        copies(loader.epoch(0, RESOLUTION))
+    loader.close()
+    assert_none_is_left(before)
+    assert "sample 17" in str(raised.value)
+
+
 def damage(split: Split, index: int, share: float) -> None:
-    in_shard = split.shards.extent(index)[0] + 512
-    in_beton, size = (int(split.beton.allocation[name][index]) for name in ("ptr", "size"))
+    size = int(split.beton.allocation["size"][index])
     kept = int(size * share)
-    for path, at in ((split.shards.shard_of(index), in_shard), (split.beton_path, in_beton)):
+    overwrite(split, index, kept, bytes(size - kept))
+
+
+def overwrite(split: Split, index: int, at: int, data: bytes) -> None:
+    """Other bytes at a place in a stored image, in both formats."""
+    in_shard, in_beton = split.shards.extent(index)[0] + 512, int(split.beton.allocation["ptr"][index])
+    for path, start in ((split.shards.shard_of(index), in_shard), (split.beton_path, in_beton)):
         with path.open("r+b") as file:
-            file.seek(at + kept)
-            file.write(bytes(size - kept))
+            file.seek(start + at)
+            file.write(data)
 
 
 def test_loaders_do_not_change_the_threads_of_the_model(module: ModuleType, split: Split) -> None:
@@ -258,16 +306,16 @@ def test_loaders_do_not_change_the_threads_of_the_model(module: ModuleType, spli
     assert torch.get_num_threads() == before
 
 
-def test_synthetic_batches_have_the_plans_lengths(dataset: Path) -> None:
+def test_synthetic_batches_have_the_plans_lengths(tiled_dataset: Path) -> None:
     for split_name in ("train", "val"):
-        spec = spec_of(open_split(dataset, split_name))
+        spec = spec_of(open_split(tiled_dataset, split_name))
         batches = collect(loaders.load("synthetic"), spec, 0, RESOLUTION)
         assert [len(batch.images) for batch in batches] == [len(indices) for indices in spec.plan.batches(0)]
         assert all(batch.images.shape[1:] == (3, RESOLUTION, RESOLUTION) for batch in batches)
 
 
-def test_every_storage_gives_the_same_samples(dataset: Path) -> None:
-    split = open_split(dataset, "train")
+def test_every_storage_gives_the_same_samples(tiled_dataset: Path) -> None:
+    split = open_split(tiled_dataset, "train")
     for index in np.linspace(0, split.num_samples - 1, 9, dtype=int).tolist():
         assert split.shards[index] == split.beton[index]
 
@@ -300,8 +348,8 @@ def test_a_missing_package_is_named_with_its_install_command(
         loaders.load(name)
 
 
-def test_auto_says_why(dataset: Path, imagenet_folder: Path) -> None:
-    name, why = loaders.choose(open_split(dataset, "train"))
+def test_auto_says_why(tiled_dataset: Path, imagenet_folder: Path) -> None:
+    name, why = loaders.choose(open_split(tiled_dataset, "train"))
     assert name in why or "installed" in why
     folder_name, folder_why = loaders.choose(open_split(imagenet_folder, "train"))
     assert "folder" in loaders.load(folder_name).READS

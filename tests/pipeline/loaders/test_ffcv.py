@@ -87,7 +87,7 @@ def test_a_batch_is_the_crop_of_the_stored_pixels(with_pixels: Path, jpeg: str, 
 
 
 def test_pixels_alone_leave_only_the_rounding_of_the_resize(with_pixels: Path) -> None:
-    """Nothing is decoded, so nothing else can differ; and not even that in an evaluation without a resize."""
+    """Nothing is decoded, so nothing else can differ."""
     spec = spec_of(open_split(with_pixels / "raw", "train"))
     for batch, wanted in zip(ffcv_batches(spec, 2, RESOLUTION), expected(spec, 2, RESOLUTION), strict=True):
         assert (batch.images.int() - wanted.images.int()).abs().max() <= 1
@@ -141,7 +141,9 @@ def test_auto_takes_ffcv(split: Split) -> None:
 def test_auto_says_what_is_missing(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "pipeline.loaders.ffcv", raising=False)
     monkeypatch.setitem(sys.modules, "ffcv", None)  # how Python's own import says that a module cannot be had
-    with pytest.raises(InputError, match=r"--loader auto: none reads .*not installed: make env.*not torch") as raised:
+    with pytest.raises(
+        InputError, match=r"--loader auto: none reads .*not ffcv: needs ffcv.* make env; .*not torch"
+    ) as raised:
         loaders.choose(split)
     assert "\n" not in str(raised.value)
 
