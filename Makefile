@@ -6,7 +6,7 @@ VENV_PYTHON := .venv/bin/python
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint bench-convert clean
+.PHONY: help env demo test lint bench bench-convert bench-models clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,8 +28,14 @@ lint: env ## Check style, format and types
 	$(VENV_PYTHON) -m ruff format --check .
 	$(VENV_PYTHON) -m mypy
 
+bench: env ## Measure the loaders beside their peers; `BENCHARGS="--data IMAGENET"`
+	$(VENV_PYTHON) tools/bench_loaders.py $(BENCHARGS)
+
 bench-convert: env ## Measure the converter beside FFCV's and webdataset's writers; `BENCHARGS="--src IMAGENET"`
 	$(VENV_PYTHON) tools/bench_convert.py $(BENCHARGS)
+
+bench-models: env ## Each model against the implementation it replaces; `BENCHARGS="--model alexnet"` chooses
+	$(VENV_PYTHON) tools/bench_models.py $(BENCHARGS)
 
 clean: ## Remove .venv and the caches; data and runs stay
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

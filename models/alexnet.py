@@ -5,5 +5,5 @@ from torch import nn
 
 
 def build(num_classes: int) -> nn.Module:
-    """The network with torchvision's initialisation."""
+    """The network with torchvision's initialisation, which is PyTorch's own for every layer."""
     return torchvision.models.alexnet(num_classes=num_classes)

@@ -40,7 +40,7 @@ class ProfileSettings:
     data: str = DEFAULT_DATA
     """Directory made by tools/convert_imagenet.py, or an ImageNet folder."""
     model: str = "torchvision/resnet50"
-    """alexnet, resnet152, or torchvision/<name>."""
+    """As in train/run.py."""
     loader: str = "auto"
     """Loaders to measure, separated by commas."""
     workers: int | None = None

@@ -19,7 +19,16 @@ class TrainConfig:
     """Directory made by tools/convert_imagenet.py, its address on a web server (http:// or https://), or a
     folder with class folders in train/ and val/."""
     model: str = "torchvision/resnet50"
-    """alexnet, resnet152, or torchvision/<name>."""
+    """alexnet, resnet152, se_resnet50, pnasnet5large, pyramidnet and others that `python -m models` lists,
+    torchvision/<name>, or timm/<name> where timm is installed."""
+    model_kwargs: tuple[str, ...] = ()
+    """Options of the model as NAME=VALUE: aux, drop_path and zero_pad of pnasnet5large, depth, alpha, block and
+    drop_rate of pyramidnet, and what torchvision and timm take."""
+    num_classes: int | None = None
+    """Outputs of the model; default: the classes of --data. Given, a --pretrained file of another number of
+    classes gets a new last layer."""
+    pretrained: Path | None = None
+    """Weights to start from: a file of torchvision, Cadene or the model zoos, or a checkpoint."""
     loader: str = "auto"
     """auto, ffcv, dali, webdataset, torch or synthetic."""
     workers: int | None = None
@@ -75,7 +84,7 @@ class TrainConfig:
     """Write the dataset positions of every batch to indices-rank<R>.jsonl (waits for the device each step)."""
 
     def __post_init__(self) -> None:
-        models.card(self.model)
+        models.check_options(self.model, self.model_options)
         if self.loader not in ("auto", *loaders.names()):
             loaders.load(self.loader)  # raises, listing the known ones
         for name in ("nproc", "nnodes", "epochs", "batch_size", "print_freq", "keep_checkpoints"):
@@ -92,10 +101,17 @@ class TrainConfig:
         self._require("rdzv_endpoint", self.nnodes == 1 or not local, "host:port of machine 0 with --nnodes")
         self._require("resume", self.resume != "auto" or self.run_dir is not None, "a path without --run-dir")
         self._require("evaluate", self.evaluate is None or self.resume is None, "without --resume")
+        self._require("evaluate", self.evaluate is None or self.pretrained is None, "without --pretrained")
+        self._require("num_classes", self.num_classes is None or self.num_classes >= 1, "at least 1")
 
     def _require(self, name: str, holds: bool, what: str) -> None:
         if not holds:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be {what}")
+
+    @property
+    def model_options(self) -> models.Options:
+        """--model-kwargs as a dictionary."""
+        return models.parse_options(self.model_kwargs)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as checkpoints and config.json hold them."""

@@ -1,6 +1,7 @@
 """The training loop: epochs, log lines, evaluation, checkpoints, and what a run leaves behind."""
 
 import contextlib
+import dataclasses
 import json
 import logging
 import time
@@ -37,6 +38,8 @@ def check(config: TrainConfig) -> None:
     for path in (config.evaluate, config.resume if config.resume != "auto" else None):
         if path and not Path(path).is_file():
             raise InputError(f"{path}: no such checkpoint")
+    if config.pretrained and not config.pretrained.is_file():
+        raise InputError(f"--pretrained {config.pretrained}: no such file")
     global_batch = config.batch_size * config.nproc * config.nnodes
     if not config.evaluate and global_batch > split.num_samples:
         raise batch_too_large(config, global_batch, split)
@@ -75,8 +78,8 @@ def evaluate_checkpoint(session: Session, path: Path) -> dict[str, Any]:
     """The --evaluate command. Returns the result; images/s counts the evaluation from first to last image."""
     started = time.perf_counter()
     state = checkpoint.load(path)
-    # Without --resolution: the one it was trained at.
-    session.resolution = session.config.resolution or state["config"].get("resolution") or session.resolution
+    session.config = as_trained(session.config, state["config"])
+    session.resolution = session.config.resolution or session.resolution
     split = open_data(session.config, "val")
     loader_name = choose_loader(session, split)
     session.build_model(len(split.classes))
@@ -87,6 +90,18 @@ def evaluate_checkpoint(session: Session, path: Path) -> dict[str, Any]:
     images_per_s = evaluation["images"] / (time.perf_counter() - evaluation_started)
     run_dir = path.parent.parent if path.parent.name == checkpoint.FOLDER else path.parent
     return result_line(evaluation, images_per_s, time.perf_counter() - started, loader_name, run_dir)
+
+
+def as_trained(config: TrainConfig, stored: dict[str, Any]) -> TrainConfig:
+    """What no flag says about the model is as it was in the training run."""
+    if stored.get("model") != config.model:
+        return config  # refused when the weights are loaded
+    return dataclasses.replace(
+        config,
+        resolution=config.resolution or stored.get("resolution"),
+        num_classes=config.num_classes or stored.get("num_classes"),
+        model_kwargs=config.model_kwargs or tuple(stored.get("model_kwargs", ())),
+    )
 
 
 def choose_loader(session: Session, split: Split) -> str:
@@ -192,6 +207,8 @@ class Run:
 
     def _load(self, path: Path) -> None:
         state = checkpoint.load(path)
+        if (stored := tuple(state["config"].get("model_kwargs", ()))) != self.config.model_kwargs:
+            raise InputError(f"--resume {path}: was trained with --model-kwargs {' '.join(stored) or '(none)'}")
         checkpoint.load_weights(self.session.plain_model.network, state, self.config.model, path)
         try:
             self.session.load_state(state)

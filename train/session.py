@@ -1,6 +1,7 @@
 """What a training process holds: its loaders, the model and what optimises it, and where in the run it is."""
 
 import contextlib
+import logging
 import os
 import warnings
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import models
+from models import pretrained
 from pipeline import loaders
 from pipeline.contract import Batch, CropPolicy, Loader, LoaderSpec
 from pipeline.dataset import Split, SplitInfo, open_split, split_names
@@ -23,6 +25,8 @@ from train.config import TrainConfig
 from train.device import AMP_DTYPES, DEVICE_TYPES
 from train.launch import World
 from train.metrics import Totals
+
+log = logging.getLogger(__name__)
 
 IMAGENET_SAMPLES = {"train": 1_281_167, "val": 50_000}
 IMAGENET_CLASSES = 1000
@@ -109,16 +113,33 @@ class Session:
         self._open.callback(loader.close)
         return loader
 
-    def build_model(self, num_classes: int) -> None:
-        """Fresh weights, the same on every rank, on the device."""
-        torch.manual_seed(self.config.seed)
-        self.plain_model = models.create(self.config.model, num_classes).to(self.device)
+    def build_model(self, data_classes: int) -> None:
+        """Fresh or --pretrained weights, the same on every rank, on the device."""
+        config = self.config
+        num_classes = config.num_classes or data_classes
+        if num_classes < data_classes:
+            raise InputError(f"--num-classes {num_classes}: {config.data} has {data_classes} classes")
+        torch.manual_seed(config.seed)
+        self.plain_model = models.create(config.model, num_classes, config.model_options)
+        if config.pretrained:
+            self._load_pretrained(config.pretrained, num_classes)
+        self.plain_model.to(self.device)
         if self.channels_last:
             self.plain_model.to(memory_format=torch.channels_last)
-        self.model = self._wrapped() if self.world.size > 1 and not self.config.evaluate else self.plain_model
-        if self.config.compile:  # the inner model, which evaluation calls without the wrapper
+        self.model = self._wrapped() if self.world.size > 1 and not config.evaluate else self.plain_model
+        if config.compile:  # the inner model, which evaluation calls without the wrapper
             self.plain_model.compile()
-        torch.manual_seed(self.config.seed + self.world.rank)  # dropout differs between ranks
+        torch.manual_seed(config.seed + self.world.rank)  # dropout differs between ranks
+
+    def _load_pretrained(self, path: Path, num_classes: int) -> None:
+        new_head, background_class = self.config.num_classes is not None, self.card.background_class
+        network = self.plain_model.network
+        try:
+            left = pretrained.load(network, path, num_classes, new_head=new_head, background_class=background_class)
+        except pretrained.PretrainedError as error:
+            raise InputError(f"--pretrained {error}") from None
+        if left and self.world.is_main:
+            log.info("--pretrained %s: another number of classes; %s start anew", path, ", ".join(left))
 
     def _wrapped(self) -> nn.Module:
         with warnings.catch_warnings():
@@ -144,8 +165,11 @@ class Session:
     def train_step(self, batch: Batch) -> Tensor:
         """Forward, backward, update. Returns the logits [B, classes]; nothing waits for the device."""
         with self._autocast():
-            logits = self.model(batch.images)
+            outputs = self.model(batch.images)
+            logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
             loss = self.criterion(logits, batch.labels)
+            for other in auxiliary:
+                loss = loss + models.AUXILIARY_LOSS_WEIGHT * self.criterion(other, batch.labels)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()

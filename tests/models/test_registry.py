@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torchvision
+from torchvision.transforms import v2
 
 import models
 from models.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
@@ -17,8 +18,8 @@ def test_models_have_the_published_size(name: str, parameters: int) -> None:
 
 def test_normalisation_is_torchvisions_and_keeps_the_strides() -> None:
     images = torch.randint(256, (2, 3, 9, 7), dtype=torch.uint8).to(memory_format=torch.channels_last)
-    scaled = torchvision.transforms.v2.functional.to_dtype(images, torch.float32, scale=True)
-    expected = torchvision.transforms.v2.functional.normalize(scaled, IMAGENET_MEAN, IMAGENET_STD)
+    scaled = v2.functional.to_dtype(images, torch.float32, scale=True)
+    expected = v2.functional.normalize(scaled, IMAGENET_MEAN, IMAGENET_STD)
     result = Normalize(IMAGENET_MEAN, IMAGENET_STD)(images)
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
     assert result.is_contiguous(memory_format=torch.channels_last)
