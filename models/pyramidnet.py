@@ -66,11 +66,13 @@ class _AddPadded(torch.autograd.Function):
 def add_padded(out: Tensor, shortcut: Tensor) -> Tensor:
     """`out` plus `shortcut`, whose missing channels count as zero: [B, C, H, W] and [B, c <= C, H, W].
 
-    The padded copy of the shortcut is never made.
+    The padded copy of the shortcut is never made: a compiler fuses it into the sum.
     """
-    channels = shortcut.shape[1]
-    if channels == out.shape[1]:
+    missing = out.shape[1] - shortcut.shape[1]
+    if missing == 0:
         return out.add_(shortcut)
+    if torch.compiler.is_compiling():
+        return out + functional.pad(shortcut, (0, 0, 0, 0, 0, missing))
     return _AddPadded.apply(out, shortcut)
 
 

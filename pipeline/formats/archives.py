@@ -2,10 +2,11 @@
 
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
 from pipeline.errors import InputError
+from pipeline.formats.folder import is_image_name
 
 _LARGEST = 1 << 24  # bytes: of a header (a long name, or metadata of a member), and of zeros behind the last member
 
@@ -40,6 +41,8 @@ def _members(section: "_Section", name: str) -> Iterator[Member]:
                 if member.size < 0 or archive.offset <= end:  # or a damaged size could lead in circles
                     raise InputError(f"{name}: damaged at byte {end}")
                 end = archive.offset
+                if (member.islnk() or member.issym()) and is_image_name(PurePosixPath(member.name).name):
+                    raise InputError(f"{name}: {member.name} is a link; make the archive with --hard-dereference -h")
                 if member.isreg():
                     _check(member, section, name)
                     yield Member(member.name, section.start + member.offset_data, member.size)

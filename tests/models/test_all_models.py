@@ -60,6 +60,15 @@ def test_a_training_step_compiles_whole_and_once(name: str) -> None:
     assert counter.frame_count == 1
 
 
+def test_an_evaluation_compiles_whole() -> None:
+    """PyramidNet chooses by whether there are gradients."""
+    model = models.create("pyramidnet", 10, {"depth": 14, "alpha": 20.0}).eval()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with torch.inference_mode():
+        batch = images(4, 32)
+        torch.testing.assert_close(compiled(batch), model(batch), rtol=1e-4, atol=1e-5)
+
+
 def test_gradients_through_the_compiler_are_the_same() -> None:
     model = models.create("pyramidnet", 10, {"depth": 14, "alpha": 20.0})
     batch = images(4, 32)

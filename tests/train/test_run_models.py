@@ -1,5 +1,6 @@
 """Models in train/run.py: options, published weights, the number of classes, the auxiliary loss."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -40,11 +41,14 @@ def test_an_evaluation_knows_the_models_options_and_classes(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(dataset, "--run-dir", tmp_path / "a", "--num-classes", 9) == 0
-    trained = capsys.readouterr().out
+    trained = json.loads(capsys.readouterr().out)["result"]
     checkpoint = next((tmp_path / "a" / "checkpoints").iterdir())
     flags = ["--data", str(dataset), "--model", "pyramidnet", "--loader", "torch", "--evaluate", str(checkpoint)]
-    assert run_command(main, TrainConfig, flags) == 0
-    assert capsys.readouterr().out.partition('"images_per_s"')[0] == trained.partition('"images_per_s"')[0]
+    assert run_command(main, TrainConfig, [*flags, "--batch-size", "8"]) == 0
+    evaluated = json.loads(capsys.readouterr().out)["result"]
+    assert [evaluated[key] for key in ("top1", "evaluated", "loss")] == [
+        trained[key] for key in ("top1", "evaluated", "loss")
+    ]
 
 
 def test_a_run_goes_on_with_the_same_model_alone(

@@ -100,6 +100,17 @@ def test_whatever_is_no_file_is_passed_over(tar: Callable[[bytes], Path]) -> Non
     assert contents_of(path, list_members(path)) == {"before": b"before", "behind": b"behind"}
 
 
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_a_link_in_the_place_of_an_image_is_named(tar: Callable[[bytes], Path], kind: bytes) -> None:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        archive.addfile(header("n01440764/a.JPEG", 6), io.BytesIO(b"before"))
+        archive.addfile(header("n01440764/b.JPEG", kind=kind, target="n01440764/a.JPEG"))
+    path = tar(file.getvalue())
+    with pytest.raises(InputError, match=r"n01440764/b\.JPEG is a link"):
+        list(list_members(path))
+
+
 def test_archives_in_an_archive_are_read_in_place(tar: Callable[[bytes], Path]) -> None:
     classes = {f"n0000000{n}.tar": {f"n0000000{n}_{i}.JPEG": bytes([n, i]) * 300 for i in range(n)} for n in (1, 0, 3)}
     path = tar(tar_bytes({name: tar_bytes(contents) for name, contents in classes.items()}))
