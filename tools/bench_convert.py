@@ -97,9 +97,10 @@ def variants(workers: int) -> dict[str, Convert]:
     for jpeg in ("keep", "reencode"):
         made[f"{jpeg}, .beton"] = ours(workers, jpeg=jpeg, format=("ffcv",))
         made[f"{jpeg}, .beton, not verified"] = ours(workers, jpeg=jpeg, format=("ffcv",), verify=False)
-    made["keep, shards"] = ours(workers, format=("webdataset",))
-    made["keep, shards, not verified"] = ours(workers, format=("webdataset",), verify=False)
-    made["keep, both"] = ours(workers)
+    made["keep, shards"] = ours(workers, jpeg="keep", format=("webdataset",))
+    made["keep, shards, not verified"] = ours(workers, jpeg="keep", format=("webdataset",), verify=False)
+    made["keep, both"] = ours(workers, jpeg="keep")
+    made["tile, both"] = ours(workers, jpeg="tile")
     return made
 
 
