@@ -102,14 +102,15 @@ def _prepare(data: bytes, position: int, handling: Handling) -> Stored:
         pixels, odd = _odd_pixels(data, header)
         return _changed(pixels, pixels.shape[:2], position, handling, odd)
     _check_size(header.width, header.height)
-    remarks = oddities(data, header)
+    remarks = oddities(data, header, handling.verify)
     if handling.jpeg == "tile" and not handling.reencodes:
         return _tiled(data, header, remarks, position, handling)
+    if handling.jpeg != "keep":
+        return _decoded_and_changed(data, header, position, handling, remarks, handling.verify)
     if handling.verify:
-        data = check_all(data, header, remarks)
-    if handling.jpeg == "keep":
-        return Stored(data, MODE_JPEG, header.height, header.width, ", ".join(remarks), False)
-    return _decoded_and_changed(data, header, position, handling, remarks)
+        data = _with_end(data, remarks)
+        remarks += check_jpeg(data) + check_scans(data, header, remarks)
+    return Stored(data, MODE_JPEG, header.height, header.width, ", ".join(remarks), False)
 
 
 def _tiled(data: bytes, header: JpegHeader, remarks: list[str], position: int, handling: Handling) -> Stored:
@@ -118,21 +119,12 @@ def _tiled(data: bytes, header: JpegHeader, remarks: list[str], position: int, h
         return Stored(tile(data), MODE_JPEG, header.height, header.width, ", ".join(remarks), False)
     except JpegError as error:
         remarks.append(str(error))
-    data = check_all(data, header, remarks)
-    return _decoded_and_changed(data, header, position, handling, remarks)
+    return _decoded_and_changed(data, header, position, handling, remarks, verify=True)
 
 
-def check_all(data: bytes, header: JpegHeader, remarks: list[str]) -> bytes:
-    """Check a JPEG and add what is odd about it to `remarks`. Returns it with an end marker. Raises BadImage,
-    JpegError or ValueError."""
-    if NO_END in remarks:
-        data += END  # PIL calls it truncated without
-    remarks += check_jpeg(data)
-    if lacking := check_scans(data, header):
-        if NO_END in remarks:
-            raise BadImage("truncated")
-        remarks.append(lacking)
-    return data
+def _with_end(data: bytes, remarks: list[str]) -> bytes:
+    """A JPEG with an end marker; PIL calls it truncated without."""
+    return data + END if NO_END in remarks else data
 
 
 def check_jpeg(data: bytes) -> list[str]:
@@ -154,15 +146,16 @@ def check_jpeg(data: bytes) -> list[str]:
     return [f"decoders warn: {told}"]
 
 
-def check_scans(data: bytes, header: JpegHeader) -> str:
-    """What no scan has, though it should; raises BadImage where that is a whole colour component.
+def check_scans(data: bytes, header: JpegHeader, remarks: list[str]) -> list[str]:
+    """What no scan has, though it should; raises BadImage where that is a whole colour component, or where the file
+    had no end marker.
 
     To a decoder, a file of several scans is whole where it was cut between two of them and got an end marker. JPEG
     allows to leave out bits of coefficients for good (T.81, G.1.1.1), so their lack is no error.
     """
     progressive = header.frame_marker == PROGRESSIVE_HUFFMAN
     if not progressive and data[header.scan_offset + 4] == len(header.components):
-        return ""
+        return []
     lowest_bit = {component.identifier: [-1] * 64 for component in header.components}  # of each coefficient, so far
     for scan in scan_headers(data, header):
         first, last, bits = scan[-3:] if progressive else (0, 63, 0)
@@ -170,7 +163,11 @@ def check_scans(data: bytes, header: JpegHeader) -> str:
             lowest_bit[identifier][first : last + 1] = [bits & 15] * (last + 1 - first)
     if any(bits[0] < 0 for bits in lowest_bit.values()):
         raise BadImage("a colour component is missing")
-    return "not every bit of every coefficient" if any(any(bits) for bits in lowest_bit.values()) else ""
+    if not any(any(bits) for bits in lowest_bit.values()):
+        return []
+    if NO_END in remarks:
+        raise BadImage("truncated")
+    return ["not every bit of every coefficient"]
 
 
 def scan_headers(data: bytes, header: JpegHeader) -> Iterator[bytes]:
@@ -220,9 +217,9 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray((values.astype(np.float64) / 257).round().astype(np.uint8))
 
 
-def oddities(data: bytes, header: JpegHeader) -> list[str]:
+def oddities(data: bytes, header: JpegHeader, verify: bool) -> list[str]:
     """What is unusual about a JPEG and harmless."""
-    end = end_of(data, header)
+    end = end_of(data, header) if verify or data[-2:] != END else len(data) - len(END)
     trailing = len(data) - end - 2 if end >= 0 else 0
     found = ["greyscale"] if len(header.components) == 1 else []
     found += [f"{trailing} bytes behind the end"] if trailing else []
@@ -263,16 +260,31 @@ def _directory_is_sound(tiff: bytes) -> bool:
     return True
 
 
-def _decoded(data: bytes, header: JpegHeader, handling: Handling) -> np.ndarray:
-    """uint8 [H, W, 3], or [H, W, 1] for grey, reduced as --max-side asks; at first by a DCT scale."""
-    grey = len(header.components) == 1 and handling.jpeg in ("tile", "reencode")
+def _decoded(data: bytes, header: JpegHeader, handling: Handling, strict: bool) -> np.ndarray:
+    """uint8 [H, W, 3], or [H, W, 1] for grey, as --max-side asks or the next DCT scale above. Raises ValueError where
+    libjpeg-turbo cannot decode it, strictly where it warns."""
+    space = "GRAY" if len(header.components) == 1 and handling.jpeg in ("tile", "reencode") else "RGB"
     height, width = _reduced(header.height, header.width, handling.max_side)
+    return simplejpeg.decode_jpeg(data, space, min_height=height, min_width=width, strict=strict)
+
+
+def _checked_and_decoded(data: bytes, header: JpegHeader, handling: Handling, remarks: list[str]) -> np.ndarray:
+    """The same of an image that is checked; one decode is both, unless there is a warning."""
+    data = _with_end(data, remarks)
     try:
-        space = "GRAY" if grey else "RGB"
-        pixels = simplejpeg.decode_jpeg(data, space, min_height=height, min_width=width, strict=False)
+        pixels, warned = _decoded(data, header, handling, strict=True), []
+    except ValueError:
+        pixels, warned = None, check_jpeg(data)
+    remarks += warned + check_scans(data, header, remarks)
+    return _leniently_decoded(data, header, handling) if pixels is None else pixels
+
+
+def _leniently_decoded(data: bytes, header: JpegHeader, handling: Handling) -> np.ndarray:
+    """The same of an image that may be anything."""
+    try:
+        return _decoded(data, header, handling, strict=False)
     except ValueError:  # a sampling that TurboJPEG does not know
-        pixels = _odd_pixels(data, header)[0]
-    return _resized(pixels, (height, width))
+        return _odd_pixels(data, header)[0]
 
 
 def _reduced(height: int, width: int, max_side: int | None) -> tuple[int, int]:
@@ -284,9 +296,12 @@ def _reduced(height: int, width: int, max_side: int | None) -> tuple[int, int]:
 
 
 def _decoded_and_changed(
-    data: bytes, header: JpegHeader, position: int, handling: Handling, remarks: list[str]
+    data: bytes, header: JpegHeader, position: int, handling: Handling, remarks: list[str], verify: bool
 ) -> Stored:
-    pixels = _decoded(data, header, handling)
+    if verify:
+        pixels = _checked_and_decoded(data, header, handling, remarks)
+    else:
+        pixels = _leniently_decoded(data, header, handling)
     return _changed(pixels, (header.height, header.width), position, handling, ", ".join(remarks))
 
 
