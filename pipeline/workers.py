@@ -3,9 +3,14 @@
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.contract import Batch, LoaderSpec
 from pipeline.errors import InputError
+from pipeline.ring import PREFETCH
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,6 +33,25 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers:
                 yield waiting.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def loader(dataset: Dataset[Batch], spec: LoaderSpec, num_workers: int, **options: Any) -> DataLoader[Batch]:
+    """A DataLoader of whole batches. Its workers are forked: they share what is opened before."""
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=num_workers,
+        collate_fn=_as_it_is,
+        pin_memory=spec.device.type != "cpu",
+        prefetch_factor=PREFETCH if num_workers else None,
+        multiprocessing_context="fork" if num_workers else None,
+        generator=torch.Generator(),  # it draws a seed for the workers: not from the model's generator
+        **options,
+    )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def results(iterator: Iterator[Item]) -> Generator[Item, None, None]:

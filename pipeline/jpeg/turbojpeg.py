@@ -15,6 +15,7 @@ _ACCURATE = 4096  # TJFLAG_ACCURATEDCT: the slow DCT that torchvision and PIL us
 
 _int, _pointer, _ulong = types.int32, types.uintp, types.uint64
 _init = types.ExternalFunction("tjInitDecompress", _pointer())
+_destroy = types.ExternalFunction("tjDestroy", _int(_pointer))
 _header = types.ExternalFunction(
     "tjDecompressHeader3",
     _int(_pointer, _pointer, _ulong, _pointer, _pointer, _pointer, _pointer),
@@ -31,8 +32,14 @@ def load_from(extension: str) -> None:
 
 @njit(cache=True, nogil=True)
 def create_decoder():  # type: ignore[no-untyped-def]
-    """A decoder handle (0 on failure); one for each thread that decodes."""
+    """A decoder handle (0 on failure), for one thread at a time."""
     return _init()
+
+
+@njit(cache=True, nogil=True)
+def destroy_decoder(decoder):  # type: ignore[no-untyped-def]
+    """Free a decoder handle."""
+    _destroy(decoder)
 
 
 @njit(cache=True, nogil=True)

@@ -7,16 +7,23 @@ flips, in one pass per image; FFCV's own decoders draw crops that no seed reache
 
 import contextlib
 import queue
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
 
 import numba
+import numba.typed
 import numpy as np
 import torch
 from numba import njit, prange
+from torch import Tensor
 
 _torch_threads = torch.get_num_threads()  # importing FFCV sets it to 1
 
+_typed_dict = numba.typed.Dict
+numba.typed.Dict = dict  # FFCV makes a constant of two entries one that numba compiles: 3 to 5 s at every start
 import ffcv._libffcv  # noqa: E402
 import ffcv.loader.loader  # noqa: E402
 from ffcv.fields import IntField, RGBImageField  # noqa: E402
@@ -29,15 +36,17 @@ from ffcv.pipeline.compiler import Compiler  # noqa: E402
 from ffcv.pipeline.operation import Operation  # noqa: E402
 from ffcv.pipeline.state import State  # noqa: E402
 from ffcv.reader import Reader  # noqa: E402
-from ffcv.transforms import ToTensor  # noqa: E402
 from ffcv.traversal_order.base import TraversalOrder  # noqa: E402
 
+numba.typed.Dict = _typed_dict
+
+from pipeline import augment, resize  # noqa: E402
 from pipeline.augment import center_crop, random_flip, random_resized_crop  # noqa: E402
 from pipeline.contract import Batch, CropPolicy, Loader, LoaderSpec  # noqa: E402
 from pipeline.decode import crop_and_resize, decode  # noqa: E402
 from pipeline.errors import InputError  # noqa: E402
 from pipeline.formats.beton import MODE_RAW  # noqa: E402
-from pipeline.jpeg import turbojpeg  # noqa: E402
+from pipeline.jpeg import crop, turbojpeg  # noqa: E402
 from pipeline.jpeg.crop import crop_tiles  # noqa: E402
 from pipeline.plan import Indices, Plan, StreamPlan  # noqa: E402
 from pipeline.resize import resize_crop  # noqa: E402
@@ -49,6 +58,7 @@ EPOCH_SHIFT = 40
 """FFCV hands an operation the positions of a batch and nothing else, so the epoch rides in their high bits."""
 _POSITION = (1 << EPOCH_SHIFT) - 1
 _IMAGES_PER_TURN = 2  # images cost unequal time: 7 % faster than the static split (2 threads, batch 64)
+# A decoder for each turn, not each thread: numba does not cache what asks for its thread's number on disk.
 
 
 def _set_numba_threads(cls: type[Compiler], count: int) -> None:
@@ -62,7 +72,7 @@ torch.set_num_threads(_torch_threads)
 turbojpeg.load_from(ffcv._libffcv.__file__)
 
 
-@njit(nogil=True)  # numba's cache would not notice a change of the functions it calls in other files
+@njit(nogil=True)
 def _load_jpeg(decoder, jpeg, height, width, box, flip, out):  # type: ignore[no-untyped-def]
     """One JPEG, from stored bytes to its place in the batch. Returns whether nothing was wrong with it.
 
@@ -83,30 +93,52 @@ def _load_jpeg(decoder, jpeg, height, width, box, flip, out):  # type: ignore[no
     return sound
 
 
-@njit(nogil=True, parallel=True)  # get_thread_id keeps numba from caching it: 2 to 4 s at every start
-def _load_batch(codes, images, sound, metadata, file, sizes, decoders, seed, training, policy):  # type: ignore[no-untyped-def]
-    """Fill `images` (uint8 [B, R, R, 3]) and `sound` (bool [B]) with the samples that `codes` names.
+@njit(nogil=True)
+def _load_image(decoder, sample, epoch, entry, stored, seed, training, policy, out):  # type: ignore[no-untyped-def]
+    """One sample, from stored bytes to its place in the batch. Returns whether nothing was wrong with it."""
+    height, width = np.int64(entry["height"]), np.int64(entry["width"])
+    if training:
+        box = random_resized_crop(seed, epoch, sample, height, width, policy[0], policy[1], policy[2], policy[3])
+        flip = random_flip(seed, epoch, sample, policy[4])
+    else:
+        box, flip = center_crop(height, width, policy[5]), False
+    if entry["mode"] == MODE_RAW:
+        resize_crop(stored.reshape((height, width, 3)), box[0], box[1], box[2], box[3], flip, out)
+        return True
+    return _load_jpeg(decoder, stored, height, width, box, flip, out)
 
-    `policy` is (min area, max area, min ratio, max ratio, flip probability, centre share).
-    """
-    numba.set_parallel_chunksize(_IMAGES_PER_TURN)
-    for row in prange(len(codes)):
-        sample, epoch = codes[row] & _POSITION, codes[row] >> EPOCH_SHIFT
-        entry = metadata[sample]
-        at, height, width = entry["data_ptr"], np.int64(entry["height"]), np.int64(entry["width"])
-        stored = file[at : at + sizes[sample]]
-        if training:
-            box = random_resized_crop(seed, epoch, sample, height, width, policy[0], policy[1], policy[2], policy[3])
-            flip = random_flip(seed, epoch, sample, policy[4])
-        else:
-            box, flip = center_crop(height, width, policy[5]), False
-        if entry["mode"] == MODE_RAW:
-            pixels = stored.reshape((height, width, 3))
-            resize_crop(pixels, box[0], box[1], box[2], box[3], flip, images[row])
-            sound[row] = True
-        else:
-            decoder = decoders[numba.get_thread_id()]
-            sound[row] = _load_jpeg(decoder, stored, height, width, box, flip, images[row])
+
+def _batch_kernel(sources: int) -> Callable:
+    """The kernel that fills a batch. numba's cache notices a change of this file alone, and of what a kernel closes
+    over: `sources` stands for the files of the functions that are compiled into it."""
+
+    @njit(nogil=True, parallel=True, cache=True)
+    def load_batch(codes, images, sound, metadata, file, sizes, seed, training, policy):  # type: ignore[no-untyped-def]
+        """Fill `images` (uint8 [B, R, R, 3]) and `sound` (bool [B]) with the samples that `codes` names.
+
+        `policy` is (min area, max area, min ratio, max ratio, flip probability, centre share).
+        """
+        assert sources
+        for turn in prange((len(codes) + _IMAGES_PER_TURN - 1) // _IMAGES_PER_TURN):
+            decoder = turbojpeg.create_decoder()
+            for row in range(turn * _IMAGES_PER_TURN, min((turn + 1) * _IMAGES_PER_TURN, len(codes))):
+                sample, epoch = codes[row] & _POSITION, codes[row] >> EPOCH_SHIFT
+                at = metadata[sample]["data_ptr"]
+                stored = file[at : at + sizes[sample]]
+                sound[row] = _load_image(
+                    decoder, sample, epoch, metadata[sample], stored, seed, training, policy, images[row]
+                )
+            turbojpeg.destroy_decoder(decoder)
+
+    return load_batch
+
+
+def _digest(*modules: ModuleType) -> int:
+    """A number that changes with the source of any of the modules."""
+    return zlib.crc32(b"".join(Path(str(module.__file__)).read_bytes() for module in modules)) | 1 << 32
+
+
+_load_batch = _batch_kernel(_digest(augment, crop, resize, turbojpeg))
 
 
 class ImageDecoder(Operation):
@@ -116,7 +148,6 @@ class ImageDecoder(Operation):
         super().__init__()
         self.resolution = 224  # set for each epoch, before FFCV allocates its batches
         self._policy, self._seed = policy, seed
-        self._decoders = np.array([turbojpeg.create_decoder() for _ in range(numba.config.NUMBA_NUM_THREADS)], np.uintp)
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, tuple[AllocationQuery, AllocationQuery]]:
         shape, dtype = (self.resolution, self.resolution, 3), np.dtype(np.uint8)
@@ -124,7 +155,7 @@ class ImageDecoder(Operation):
         return state, (AllocationQuery(shape, dtype), AllocationQuery((), np.dtype(np.bool_)))
 
     def generate_code(self) -> Callable:
-        decoders, seed, training = self._decoders, self._seed, self._policy.training
+        seed, training = self._seed, self._policy.training
         policy = (
             *self._policy.area,
             *self._policy.ratio,
@@ -132,39 +163,28 @@ class ImageDecoder(Operation):
             self._policy.center_share,
         )
 
-        def decode_images(codes, memory, metadata, storage):  # type: ignore[no-untyped-def]
+        def decode_images(
+            codes: Indices, memory: tuple[np.ndarray, np.ndarray], metadata: np.ndarray, storage: tuple
+        ) -> tuple[Tensor, Tensor]:
             images, sound = memory
             file, _, sizes = storage  # samples were appended in order, so sizes are by sample
-            _load_batch(codes, images, sound, metadata, file, sizes, decoders, seed, training, policy)
-            return images, sound
+            numba.set_parallel_chunksize(1)  # not in the kernel: numba would not cache it on disk
+            _load_batch(codes, images, sound, metadata, file, sizes, seed, training, policy)
+            return torch.from_numpy(images), torch.from_numpy(sound)
 
         return decode_images
 
 
-class ToTensors(Operation):
-    """ToTensor for the image decoder's two results."""
+class LabelDecoder(Operation):
+    """Label and dataset position of each sample, int64 [B] each."""
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, None]:
-        return replace(previous_state, jit_mode=False, dtype=torch.uint8), None
+        return replace(previous_state, jit_mode=True, shape=(2,), dtype=np.dtype(np.int64)), None
 
     def generate_code(self) -> Callable:
-        return lambda arrays, _: tuple(map(torch.from_numpy, arrays))
-
-
-class LabelDecoder(Operation):
-    """Label and dataset position of each sample, int64 [B, 2]."""
-
-    def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
-        shape, dtype = (2,), np.dtype(np.int64)
-        return replace(previous_state, jit_mode=True, shape=shape, dtype=dtype), AllocationQuery(shape, dtype)
-
-    def generate_code(self) -> Callable:
-        def decode_labels(codes, pairs, metadata, storage):  # type: ignore[no-untyped-def]
-            for row in range(len(codes)):
-                sample = codes[row] & _POSITION
-                pairs[row, 0] = metadata[sample]
-                pairs[row, 1] = sample
-            return pairs
+        def decode_labels(codes: Indices, _: None, metadata: np.ndarray, storage: tuple) -> tuple[Tensor, Tensor]:
+            positions = codes & _POSITION
+            return torch.from_numpy(metadata[positions].astype(np.int64)), torch.from_numpy(positions)
 
         return decode_labels
 
@@ -206,13 +226,16 @@ class MappedFile(OSCacheManager):
 
 
 @contextlib.contextmanager
-def _files_mapped() -> Iterator[None]:
-    """FFCV's Loader makes its memory manager itself; inside this block it makes ours."""
+def _our_way() -> Iterator[None]:
+    """FFCV's Loader makes its memory manager itself; inside this block it makes ours. And it compiles, anew in each
+    process, the functions that call the operations: 0.5 s, for what takes no time between calls of whole batches."""
     ffcv.loader.loader.OSCacheManager = MappedFile
+    Compiler.set_enabled(False)
     try:
         yield
     finally:
         ffcv.loader.loader.OSCacheManager = OSCacheManager
+        Compiler.set_enabled(True)
 
 
 class PlanOrder(TraversalOrder):
@@ -237,7 +260,7 @@ class FfcvLoader:
         self.batches_per_epoch = spec.plan.batches_per_epoch
         self._order, self._decoder = PlanOrder(spec.plan), ImageDecoder(spec.crop, spec.seed)
         self._iterator: EpochIterator | None = None
-        with _files_mapped():
+        with _our_way():
             self._loader = FfcvPackageLoader(
                 str(spec.split.beton_path),
                 batch_size=spec.batch_size,
@@ -245,7 +268,7 @@ class FfcvLoader:
                 os_cache=True,
                 order=self._order,
                 seed=spec.seed,
-                pipelines={"image": [self._decoder, ToTensors()], "label": [LabelDecoder(), ToTensor()]},
+                pipelines={"image": [self._decoder], "label": [LabelDecoder()]},
                 custom_fields={"image": StoredImageField, "label": StoredLabelField},
                 drop_last=False,
             )
@@ -265,8 +288,8 @@ class FfcvLoader:
             self._iterator = None
 
     def _host_batches(self, iterator: EpochIterator, epoch: int, resolution: int) -> Iterator[Batch]:
-        for (images, sound), pairs in _results(iterator):
-            batch = Batch(images.permute(0, 3, 1, 2), pairs[:, 0], pairs[:, 1])
+        for (images, sound), (labels, indices) in _results(iterator):
+            batch = Batch(images.permute(0, 3, 1, 2), labels, indices)
             for row in (~sound).nonzero().flatten().tolist():
                 self._redo(batch, row, epoch, resolution)
             yield batch

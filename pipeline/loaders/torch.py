@@ -2,38 +2,36 @@
 
 from collections.abc import Iterator
 
-import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline import workers
 from pipeline.contract import Batch, Loader, LoaderSpec
 from pipeline.decode import load_image
 from pipeline.plan import Indices
+from pipeline.ring import BatchRing
 from pipeline.transfer import to_device
 
 READS = ("webdataset", "folder", "ffcv")
 
-Request = tuple[int, int, Indices]
-"""(epoch, resolution, dataset positions): what a worker needs to make one batch."""
+Request = tuple[int, int, int, Indices]
+"""(epoch, resolution, batch, dataset positions): what a worker needs to make one batch."""
 
 
 class BatchDataset(Dataset[Batch]):
-    """Makes the batch that is asked for. Workers get a new epoch or resolution with the request itself, so
-    they live as long as the loader."""
+    """Makes the batch that is asked for. Workers get a new epoch with the request itself, so they live as long as
+    the ring has room for the resolution."""
 
-    def __init__(self, spec: LoaderSpec) -> None:
-        self._samples, self._policy, self._seed = spec.split.samples, spec.crop, spec.seed
+    def __init__(self, spec: LoaderSpec, ring: BatchRing) -> None:
+        self._samples, self._policy, self._seed, self._ring = spec.split.samples, spec.crop, spec.seed, ring
 
     def __getitem__(self, request: Request) -> Batch:
-        epoch, resolution, indices = request
-        images = torch.empty(len(indices), resolution, resolution, 3, dtype=torch.uint8)
-        labels = torch.empty(len(indices), dtype=torch.int64)
-        rows = images.numpy()
+        epoch, resolution, number, indices = request
+        batch = self._ring.batch(number, indices, resolution)
+        images, labels = batch.images.permute(0, 2, 3, 1).numpy(), batch.labels.numpy()
         for row, index in enumerate(indices.tolist()):
             stored, labels[row] = self._samples[index]
-            load_image(self._samples, index, stored, self._policy, self._seed, epoch, rows[row])
-        # HWC memory, seen as NCHW: channels_last strides without another copy.
-        return Batch(images.permute(0, 3, 1, 2), labels, torch.from_numpy(indices))
+            load_image(self._samples, index, stored, self._policy, self._seed, epoch, images[row])
+        return batch
 
 
 class _Requests:
@@ -51,25 +49,29 @@ class TorchLoader:
 
     def __init__(self, spec: LoaderSpec) -> None:
         self._spec, self._plan, self._requests = spec, spec.plan, _Requests()
+        self._samples = spec.split.samples  # opened here, so that a damaged file is named before the first step
         self.batches_per_epoch = self._plan.batches_per_epoch
-        self._loader: DataLoader[Batch] | None = DataLoader(
-            BatchDataset(spec),
-            batch_size=None,
-            sampler=self._requests,
-            num_workers=spec.workers,
-            pin_memory=spec.device.type != "cpu",
-            persistent_workers=spec.workers > 0,
-            generator=torch.Generator(),  # it draws a seed for the workers: not from the model's generator
-        )
+        self._ring: BatchRing | None = None
+        self._loader: DataLoader[Batch] | None = None
 
     def epoch(self, epoch: int, resolution: int, start_batch: int = 0) -> Iterator[Batch]:
-        assert self._loader is not None, "the loader is closed"
-        self._requests.upcoming = ((epoch, resolution, indices) for indices in self._plan.batches(epoch, start_batch))
+        if self._ring is None or self._ring.resolution < resolution or self._loader is None:
+            self.close()
+            self._ring = BatchRing(self._spec.workers, self._spec.batch_size, resolution)
+            self._loader = workers.loader(
+                BatchDataset(self._spec, self._ring),
+                self._spec,
+                self._spec.workers,
+                sampler=self._requests,
+                persistent_workers=self._spec.workers > 0,
+            )
+        batches = enumerate(self._plan.batches(epoch, start_batch))
+        self._requests.upcoming = ((epoch, resolution, number, indices) for number, indices in batches)
         return to_device(workers.results(iter(self._loader)), self._spec)
 
     def close(self) -> None:
         workers.end(getattr(self._loader, "_iterator", None))  # where it keeps persistent workers
-        self._loader = None
+        self._loader = self._ring = None
 
 
 def create(spec: LoaderSpec) -> Loader:

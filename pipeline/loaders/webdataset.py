@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import webdataset
-from torch import Tensor
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import get_worker_info
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from pipeline import workers
@@ -25,35 +24,48 @@ from pipeline.errors import InputError
 from pipeline.formats.remote import open_url
 from pipeline.formats.shards import position_of_key
 from pipeline.plan import Indices
+from pipeline.ring import BatchRing
 from pipeline.transfer import to_device
 
 READS = ("webdataset", "remote")
 
-Item = tuple[Tensor, int, int]
-"""Image uint8 [R, R, 3], label, dataset position."""
-
 
 def batch_streams(spec: LoaderSpec, epoch: int, start_batch: int) -> Iterator[dict[str, Any]]:
     """The first stage: this worker's batches, each as a tar stream. Worker w of W makes batches w, w + W, ..."""
-    worker = get_worker_info()
-    first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+    first, step = _my_share()
     shards = spec.split.shards
     for indices in islice(spec.plan.batches(epoch, start_batch), first, None, step):
         stream = io.BytesIO(b"".join(map(shards.read_members, indices.tolist())))
         yield {"url": str(spec.split.path), "stream": stream}
 
 
-def load_sample(spec: LoaderSpec, epoch: int, resolution: int, sample: dict[str, Any]) -> Item:
-    """From the files of a sample, as webdataset grouped them, to an image. Nothing is unpickled."""
+def load_batches(
+    spec: LoaderSpec, ring: BatchRing, epoch: int, resolution: int, batches: Iterator[list[dict[str, Any]]]
+) -> Iterator[Batch]:
+    """The last stage: this worker's batches, from the samples that webdataset grouped."""
+    first, step = _my_share()
+    for number, samples in enumerate(batches):
+        indices = np.array([position_of(spec, sample) for sample in samples], np.int64)
+        yield load_batch(spec, epoch, samples, ring.batch(first + number * step, indices, resolution))
+
+
+def load_batch(spec: LoaderSpec, epoch: int, samples: list[dict[str, Any]], batch: Batch) -> Batch:
+    """From the files of samples, as webdataset grouped them, to images. Nothing is unpickled."""
     shards = spec.split.remote if spec.split.url else spec.split.shards
-    index = position_of(spec, sample)
-    try:
-        jpeg, label = sample["jpg"], shards.label(sample["cls"], index)
-    except KeyError as error:
-        raise InputError(f"{shards.name(index)}: has no {error} file; convert again") from None
-    image = torch.empty(resolution, resolution, 3, dtype=torch.uint8)
-    load_image(shards, index, jpeg, spec.crop, spec.seed, epoch, image.numpy())
-    return image, label, index
+    images, labels = batch.images.permute(0, 2, 3, 1).numpy(), batch.labels.numpy()
+    for row, (sample, index) in enumerate(zip(samples, batch.indices.tolist(), strict=True)):
+        try:
+            jpeg, labels[row] = sample["jpg"], shards.label(sample["cls"], index)
+        except KeyError as error:
+            raise InputError(f"{shards.name(index)}: has no {error} file; convert again") from None
+        load_image(shards, index, jpeg, spec.crop, spec.seed, epoch, images[row])
+    return batch
+
+
+def _my_share() -> tuple[int, int]:
+    """This worker's first batch, and how many batches on the next is."""
+    worker = get_worker_info()
+    return (worker.id, worker.num_workers) if worker else (0, 1)
 
 
 def position_of(spec: LoaderSpec, sample: dict[str, Any]) -> int:
@@ -111,8 +123,7 @@ class LaneReader:
 def streamed_parts(spec: LoaderSpec, epoch: int, start_batch: int) -> Iterator[list[dict[str, Any]]]:
     """The first stage of a stream: of each batch, the samples in this worker's lanes. So every worker reads
     shards of its own, and a batch holds the same samples for any number of workers."""
-    worker = get_worker_info()
-    first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+    first, step = _my_share()
     plan = spec.stream_plan
     batches = list(plan.batches(epoch, start_batch))
     wanted = np.zeros(spec.split.num_samples, np.bool_)
@@ -129,10 +140,9 @@ def streamed_parts(spec: LoaderSpec, epoch: int, start_batch: int) -> Iterator[l
 
 def load_part(spec: LoaderSpec, epoch: int, resolution: int, samples: list[dict[str, Any]]) -> Batch:
     """A worker's part of a batch, possibly empty."""
-    if not samples:
-        images = torch.empty(0, resolution, resolution, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
-        return Batch(images, torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
-    return collate([load_sample(spec, epoch, resolution, sample) for sample in samples])
+    images = torch.empty(len(samples), resolution, resolution, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    indices = torch.tensor([position_of(spec, sample) for sample in samples], dtype=torch.int64)
+    return load_batch(spec, epoch, samples, Batch(images, torch.empty_like(indices), indices))
 
 
 def joined(parts: Iterator[Batch], batches: Iterator[Indices], workers: int) -> Iterator[Batch]:
@@ -144,12 +154,6 @@ def joined(parts: Iterator[Batch], batches: Iterator[Indices], workers: int) -> 
         yield Batch(ordered, labels[order], positions[order])
 
 
-def collate(items: list[Item]) -> Batch:
-    """Stack the items of a batch; the images' memory is HWC, seen as NCHW (channels_last)."""
-    images, labels, indices = zip(*items, strict=True)
-    return Batch(torch.stack(images).permute(0, 3, 1, 2), torch.tensor(labels), torch.tensor(indices))
-
-
 class WebDatasetLoader:
     """A webdataset pipeline for each epoch, in a DataLoader's workers."""
 
@@ -158,6 +162,7 @@ class WebDatasetLoader:
         self._shards = spec.split.remote if spec.split.url else spec.split.shards  # opened once for all workers
         self.batches_per_epoch = spec.plan.batches_per_epoch
         self._iterator: Iterator[Batch] | None = None
+        self._ring: BatchRing | None = None
 
     def epoch(self, epoch: int, resolution: int, start_batch: int = 0) -> Iterator[Batch]:
         self.close()
@@ -166,9 +171,11 @@ class WebDatasetLoader:
         spec = self._spec
         if spec.split.url:
             return to_device(self._streamed(epoch, resolution, start_batch), spec)
+        if self._ring is None or self._ring.resolution < resolution:
+            self._ring = BatchRing(spec.workers, spec.batch_size, resolution)
         stages = [partial(batch_streams, spec, epoch, start_batch), tar_file_expander, group_by_keys]
-        stages += [webdataset.map(partial(load_sample, spec, epoch, resolution))]
-        stages += [webdataset.batched(spec.batch_size, collation_fn=collate, partial=True)]
+        stages += [webdataset.batched(spec.batch_size, collation_fn=None, partial=True)]
+        stages += [partial(load_batches, spec, self._ring, epoch, resolution)]
         return to_device(self._loaded(stages, spec.workers), spec)
 
     def _streamed(self, epoch: int, resolution: int, start_batch: int) -> Iterator[Batch]:
@@ -183,14 +190,7 @@ class WebDatasetLoader:
 
         webdataset's WebLoader is this DataLoader behind a generator, out of whose reach `close` ends the workers.
         """
-        loader: DataLoader[Batch] = DataLoader(
-            webdataset.DataPipeline(*stages),
-            batch_size=None,
-            num_workers=num_workers,
-            pin_memory=self._spec.device.type != "cpu",
-            generator=torch.Generator(),  # it draws a seed for the workers: not from the model's generator
-        )
-        self._iterator = iter(loader)
+        self._iterator = iter(workers.loader(webdataset.DataPipeline(*stages), self._spec, num_workers))
         return workers.results(self._iterator)
 
     def close(self) -> None:

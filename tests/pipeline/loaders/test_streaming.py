@@ -43,7 +43,7 @@ def spec_of(split: Split, **changes: object) -> LoaderSpec:
 def collect(spec: LoaderSpec, epoch: int = 0, start_batch: int = 0) -> list[Batch]:
     loader = loaders.create("webdataset", spec)
     try:
-        batches = list(loader.epoch(epoch, RESOLUTION, start_batch))
+        batches = [Batch(*map(torch.clone, batch)) for batch in loader.epoch(epoch, RESOLUTION, start_batch)]
     finally:
         loader.close()
     assert start_batch or len(batches) == loader.batches_per_epoch

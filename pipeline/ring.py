@@ -1,0 +1,66 @@
+"""Memory for batches that worker processes make: shared with them and used again in turn.
+
+A DataLoader's own way, shared memory made anew for each batch, costs a copy and the system's zeroing and mapping of
+every page: 0.2 ms of CPU time an image of 224 x 224, beside 1.1 ms for all the rest.
+"""
+
+import itertools
+import mmap
+import weakref
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.contract import Batch
+from pipeline.plan import Indices
+
+PREFETCH = 2  # batches each worker makes ahead: a DataLoader's default
+
+_rings: "weakref.WeakValueDictionary[int, BatchRing]" = weakref.WeakValueDictionary()
+_numbers = itertools.count()
+
+
+class BatchRing:
+    """Places for as many batches as a DataLoader's workers can have made, and the one in use.
+
+    It must be made before the workers are forked. A batch is valid until its place comes again: the DataLoader
+    requests a batch only when it gives out the one PREFETCH * workers before, so not before the next is asked for.
+
+    The memory is anonymous: unlike /dev/shm, which containers often limit to 64 MB, it has no size of its own.
+    """
+
+    def __init__(self, workers: int, batch_size: int, resolution: int) -> None:
+        self.resolution = resolution  # the largest there is room for
+        count, size = PREFETCH * workers + 1, batch_size * resolution * resolution * 3
+        self._places = np.frombuffer(mmap.mmap(-1, count * size), np.uint8).reshape(count, size)
+        self._number = next(_numbers)
+        _rings[self._number] = self
+
+    def batch(self, number: int, indices: Indices, resolution: int) -> Batch:
+        """An empty batch in the place of the epoch's batch `number`. Pickled, only its place is sent."""
+        place = number % len(self._places)
+        labels = np.empty(len(indices), np.int64)
+        batch = _Placed(self._images(place, len(indices), resolution), *map(torch.from_numpy, (labels, indices)))
+        batch.place = self._number, place, resolution
+        return batch
+
+    def _images(self, place: int, count: int, resolution: int) -> torch.Tensor:
+        """HWC memory, seen as NCHW: channels_last strides."""
+        shape = count, resolution, resolution, 3
+        return torch.from_numpy(self._places[place, : np.prod(shape)].reshape(shape)).permute(0, 3, 1, 2)
+
+
+class _Placed(Batch):
+    """A batch in a ring."""
+
+    place: tuple[int, int, int]  # number of the ring, of the place in it, resolution
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _arrived, (*self.place, self.labels.numpy(), self.indices.numpy())
+
+
+def _arrived(ring: int, place: int, resolution: int, labels: Indices, indices: Indices) -> Batch:
+    """The batch in the process that made the ring."""
+    images = _rings[ring]._images(place, len(labels), resolution)
+    return Batch(images, torch.from_numpy(labels), torch.from_numpy(indices))
