@@ -7,7 +7,8 @@ whether Python calls them or another compiled kernel does.
 
 The 128-bit counter is (sample, epoch, draw), the 64-bit key is the seed. A draw gives four 32-bit words:
 draws 0 to 9 are the ten tries of RandomResizedCrop, FLIP_DRAW decides the flip, ORDER_DRAW sorts the epoch, and
-SHARD_DRAW and BUFFER_DRAW are for streams, MIX_DRAW and RAW_DRAW for the conversion.
+SHARD_DRAW and BUFFER_DRAW are for streams, MIX_DRAW and RAW_DRAW for the conversion, STEP_DRAW for what is random in
+a training step.
 """
 
 import math
@@ -21,6 +22,7 @@ SHARD_DRAW = 18
 BUFFER_DRAW = 19
 MIX_DRAW = 20
 RAW_DRAW = 21
+STEP_DRAW = 22
 
 _MULTIPLIER_0 = np.uint64(0xD2511F53)
 _MULTIPLIER_1 = np.uint64(0xCD9E8D57)

@@ -19,8 +19,9 @@ Settings = TypeVar("Settings")
 EXIT_DONE, EXIT_FAILURE, EXIT_BAD_INPUT = 0, 1, 2
 
 
-def parse(settings: type[Settings], argv: Sequence[str] | None = None) -> Settings:
-    """Read the command line into the dataclass `settings`; its docstrings are the help text.
+def parse(settings: type[Settings], argv: Sequence[str] | None = None, default: Settings | None = None) -> Settings:
+    """Read the command line into the dataclass `settings`; its docstrings are the help text. What no flag says is as
+    in `default`.
 
     Raises InputError with the first line of what tyro has to say about a wrong flag, and SystemExit(0) after
     `--help`.
@@ -29,7 +30,7 @@ def parse(settings: type[Settings], argv: Sequence[str] | None = None) -> Settin
     try:
         # tyro draws boxes by what sys.stdout is; captured, it is always the same box.
         with contextlib.redirect_stderr(told), contextlib.redirect_stdout(helped):
-            return tyro.cli(settings, args=argv)
+            return tyro.cli(settings, args=argv, default=tyro.MISSING_NONPROP if default is None else default)
     except SystemExit as stop:
         if stop.code in (None, 0):
             encoding = sys.stdout.encoding or "utf-8"
@@ -71,15 +72,18 @@ def run_command(
     command: Callable[[Settings], dict[str, Any] | None],
     settings: type[Settings],
     argv: Sequence[str] | None = None,
+    default: Callable[[Sequence[str]], Settings | None] = lambda argv: None,
 ) -> int:
     """Parse `settings` from `argv`, call `command` with them, print what it returns as the result line.
 
+    `default` may read the settings that flags are laid over from `argv` itself.
     Returns the exit code: 0 done, 2 bad input (one line on stderr). Anything unexpected propagates and ends
     Python with code 1 and its traceback.
     """
     configure_logging()
     try:
-        result = command(parse(settings, argv))
+        argv = sys.argv[1:] if argv is None else argv
+        result = command(parse(settings, argv, default(argv)))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT

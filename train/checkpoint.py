@@ -1,5 +1,9 @@
-"""Checkpoints: plain dicts, written atomically, loaded with weights_only=True."""
+"""Checkpoints: plain dicts, written atomically, checked and loaded with weights_only=True."""
 
+import contextlib
+import logging
+import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +11,13 @@ import torch
 from torch import nn
 
 from pipeline.errors import InputError
-from pipeline.formats.files import complete_or_absent
+from pipeline.formats.files import complete_or_absent, move, temporary_path
+
+log = logging.getLogger(__name__)
 
 State = dict[str, Any]
 FOLDER = "checkpoints"
+BEST = "best.pt"
 
 
 def path_for(run_dir: Path, step: int) -> Path:
@@ -19,8 +26,13 @@ def path_for(run_dir: Path, step: int) -> Path:
 
 
 def existing(run_dir: Path) -> list[Path]:
-    """The checkpoints of a run, newest last."""
+    """The checkpoints of a run by step, newest last."""
     return sorted((run_dir / FOLDER).glob("step-*.pt"))
+
+
+def run_dir_of(path: Path) -> Path:
+    """The run directory that a checkpoint is in, or else its folder."""
+    return path.parent.parent if path.parent.name == FOLDER else path.parent
 
 
 def save(run_dir: Path, step: int, state: State, keep: int) -> Path:
@@ -33,26 +45,81 @@ def save(run_dir: Path, step: int, state: State, keep: int) -> Path:
     return path
 
 
+def keep_as_best(run_dir: Path, step: int) -> None:
+    """Give the checkpoint of this step the name best.pt too; the file outlives the dropping of old ones."""
+    best = run_dir / FOLDER / BEST
+    link = temporary_path(best)
+    link.unlink(missing_ok=True)
+    os.link(path_for(run_dir, step), link)
+    move(link, best)
+
+
+def set_aside_after(run_dir: Path, step: int) -> None:
+    """Remove what a killed process left half written, and rename checkpoints after `step`, which were found damaged."""
+    for path in (run_dir / FOLDER).glob(".*.partial"):
+        path.unlink()
+    for path in existing(run_dir):
+        if path > path_for(run_dir, step):
+            path.replace(path.with_name(f"{path.name}.damaged"))
+
+
 def load(path: Path) -> State:
-    """Read a checkpoint to the CPU; nothing in it is executed. Raises InputError."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # torch raises whatever the damaged bytes lead to
-        raise InputError(f"{path}: not a checkpoint, or a damaged one") from None
-    if not isinstance(state, dict) or not all(isinstance(state.get(key), dict) for key in ("model", "config")):
+    """Read a checkpoint to the CPU; nothing in it is executed. Raises InputError.
+
+    A checkpoint is a zip archive with a CRC-32 of each tensor's bytes, which torch.load does not look at: a flipped
+    bit would go unnoticed.
+    """
+    state = _read(path)
+    if not _is_ours(state):
         raise InputError(f"{path}: not a checkpoint of this program (it has no 'model' and 'config')")
     return state
 
 
-def load_weights(network: nn.Module, state: State, model: str, path: Path) -> None:
-    """Load the weights into `network`. Raises InputError for a checkpoint of another model."""
-    stored = state["config"].get("model", model)
-    if stored != model:
-        raise InputError(f"{path}: a checkpoint of {stored}, not of --model {model}")
+def load_weights_file(path: Path) -> State:
+    """As `load`, but of a file that some other program wrote it returns an empty dict."""
+    if zipfile.is_zipfile(path):
+        state = _read(path)
+        return state if _is_ours(state) else {}
+    return {}
+
+
+def _is_ours(state: Any) -> bool:
+    return isinstance(state, dict) and all(isinstance(state.get(key), dict) for key in ("model", "config"))
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint")
     try:
-        network.load_state_dict(state["model"])
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is None:
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # zipfile and torch raise whatever the damaged bytes lead to
+        pass
+    raise InputError(f"{path}: not a checkpoint, or a damaged one")
+
+
+def newest_sound(run_dir: Path) -> Path | None:
+    """The newest checkpoint that can be read; damaged newer ones are named in the log.
+
+    None where there is none at all. Raises InputError where all are damaged.
+    """
+    paths = existing(run_dir)
+    for path in reversed(paths):
+        with contextlib.suppress(InputError):
+            load(path)
+            return path
+        log.warning("%s is damaged: going on from the one before", path)
+    if paths:
+        raise InputError(f"--resume auto: all {len(paths)} checkpoints in {run_dir / FOLDER} are damaged")
+    return None
+
+
+def load_weights(network: nn.Module, weights: State, model: str, path: Path) -> None:
+    """Load a state_dict into `network`. Raises InputError for that of another model."""
+    try:
+        network.load_state_dict(weights)
     except RuntimeError as error:
         reasons = [line.strip() for line in str(error).splitlines()[1:3]]
         raise InputError(f"{path}: does not fit --model {model}: {' '.join(reasons)}") from None

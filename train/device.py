@@ -15,11 +15,12 @@ class DeviceType:
 
     backend: str  # of torch.distributed
     channels_last: bool
+    fused_optimizer: bool = False
     vendor_package: str | None = None  # must be imported before torch knows the device
 
 
 DEVICE_TYPES = {
-    "cuda": DeviceType(backend="nccl", channels_last=True),
+    "cuda": DeviceType(backend="nccl", channels_last=True, fused_optimizer=True),
     # `.to(memory_format=channels_last)` raises on NPUs.
     "npu": DeviceType(backend="hccl", channels_last=False, vendor_package="torch_npu"),
     "sdaa": DeviceType(backend="tccl", channels_last=True, vendor_package="torch_sdaa"),

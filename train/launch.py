@@ -6,9 +6,11 @@ import sys
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -18,6 +20,8 @@ from train.config import TrainConfig
 from train.device import DEVICE_TYPES
 
 _OURS = "SLUICE_LAUNCHED"
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +79,7 @@ def launch(config: TrainConfig) -> None:
         rdzv_configs={} if single else {"is_host": config.node_rank == 0},
         max_restarts=0,
         monitor_interval=0.1,
+        signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",  # handed on; the ranks have 30 s to save
     )
     # The launcher would print a report of every rank; _report prints the first failure.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
@@ -83,12 +88,16 @@ def launch(config: TrainConfig) -> None:
         elastic_launch(settings, sys.executable)(str(script), *sys.argv[1:])
     except ChildFailedError as error:
         _report(error)
+    except SignalException as error:
+        sys.exit(128 + error.sigval)
 
 
 def _report(error: ChildFailedError) -> None:
     # Ranks that lose their connection to the one that stopped can be seen to fail in the same second.
     bad_input = [item for item in error.failures.items() if item[1].exitcode == EXIT_BAD_INPUT]
     rank, failure = bad_input[0] if bad_input else error.get_first_failure()
+    if failure.exitcode > 128:  # asked to stop by a signal of its own: it has said so
+        sys.exit(failure.exitcode)
     told = failure.message["message"] if isinstance(failure.message, dict) else failure.message
     if failure.exitcode == EXIT_BAD_INPUT:
         raise InputError(told.partition("InputError: ")[2] or told) from None
@@ -106,3 +115,11 @@ def finalize(world: World) -> None:
     """Leave the process group."""
     if world.size > 1:
         dist.destroy_process_group()
+
+
+def same_on_all(value: Value, world: World) -> Value:
+    """Rank 0's value on every rank. A collective call."""
+    values = [value]
+    if world.size > 1:
+        dist.broadcast_object_list(values, 0)
+    return values[0]

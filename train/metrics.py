@@ -10,7 +10,6 @@ import matplotlib
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.tensorboard import SummaryWriter
 
 from pipeline.formats.files import complete_or_absent
@@ -29,6 +28,10 @@ THROUGHPUT_DEFINITION = (
 )
 
 
+DATA_BOUND = 0.1
+"""From this share of the time spent waiting for batches on, data limits a run."""
+
+
 class Totals:
     """Sums over images, kept on the device until they are asked for."""
 
@@ -36,15 +39,14 @@ class Totals:
         self._counts = torch.zeros(3, dtype=torch.int64, device=device)  # images, top-1, top-5
         self._loss = torch.zeros((), dtype=torch.float32, device=device)
 
-    def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Count a batch: logits [B, classes], labels int64 [B]. Nothing waits for the device."""
-        logits = logits.detach().float()
+    def add(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
+        """Count a batch: logits [B, classes], labels int64 [B], its mean loss. Nothing waits for the device."""
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         self._counts += torch.stack([best.new_tensor(len(labels), dtype=torch.int64), best[:, 0].sum(), best.sum()])
-        self._loss += functional.cross_entropy(logits, labels, reduction="sum")
+        self._loss += loss * len(labels)
 
     def result(self) -> dict[str, float]:
-        """Over all processes: images, mean cross-entropy, top-1 and top-5 in percent. A collective call."""
+        """Over all processes: images, mean loss, top-1 and top-5 in percent. A collective call."""
         counts, loss = self._counts.clone(), self._loss.clone()
         if dist.is_initialized():
             dist.all_reduce(counts)
@@ -108,6 +110,13 @@ class Throughput:
         return self.seconds + running
 
     @property
+    def limited_by(self) -> str:
+        """In words, what the run spent its time on."""
+        if self.data_wait > DATA_BOUND:
+            return f"data: {self.data_wait:.0%} of the time went into waiting for batches"
+        return f"the training step: {self.data_wait:.0%} of the time went into waiting for batches"
+
+    @property
     def images_per_s(self) -> float:
         """Of this process; a run without a step after the warm-up has only that to show."""
         if self.images == 0 or self.elapsed == 0:
@@ -120,6 +129,22 @@ class Throughput:
         return self.waited / self.elapsed if self.elapsed else 0.0
 
 
+def result_line(
+    evaluation: dict[str, Any], images_per_s: float, seconds: float, loader_name: str, run_dir: Path
+) -> dict[str, Any]:
+    """What the last line of a run says."""
+    return {
+        "top1": evaluation.get("top1"),
+        "top5": evaluation.get("top5"),
+        "evaluated": evaluation.get("images", 0),
+        "loss": evaluation.get("loss"),
+        "images_per_s": round(images_per_s, 1),
+        "seconds": round(seconds, 1),
+        "loader": loader_name,
+        "run_dir": str(run_dir),
+    }
+
+
 class RunWriter:
     """metrics.jsonl and TensorBoard of a run. Rows of steps after `step` are dropped: a resumed run makes them
     again."""
@@ -127,6 +152,8 @@ class RunWriter:
     def __init__(self, run_dir: Path, step: int) -> None:
         self._path = run_dir / "metrics.jsonl"
         kept = [row for row in read_metrics(run_dir) if row["step"] <= step]
+        self.evaluations = {row["step"]: row for row in kept if row["kind"] == "eval"}
+        """What `write` was given of each evaluation, by step."""
         with complete_or_absent(self._path) as file:
             file.writelines(json.dumps(row) + "\n" for row in kept)
         self._file = open(self._path, "a")  # noqa: SIM115 (closed in close)
@@ -134,7 +161,10 @@ class RunWriter:
 
     def write(self, kind: str, step: int, **values: float) -> None:
         """Append a row: kind is "train" or "eval", step counts the run's optimiser steps."""
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        row = {"kind": kind, "step": step, **values}
+        if kind == "eval":
+            self.evaluations[step] = row
+        self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(f"{kind}/{name}", value, step)

@@ -1,9 +1,11 @@
 """What a training process holds: its loaders, the model and what optimises it, and where in the run it is."""
 
 import contextlib
+import itertools
 import logging
 import os
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 import models
@@ -20,7 +23,7 @@ from pipeline.contract import Batch, CropPolicy, Loader, LoaderSpec
 from pipeline.dataset import Split, SplitInfo, open_split, split_names
 from pipeline.errors import InputError
 from pipeline.formats.remote import is_remote
-from train import optim
+from train import checkpoint, optim, randomness
 from train.config import TrainConfig
 from train.device import AMP_DTYPES, DEVICE_TYPES
 from train.launch import World
@@ -59,11 +62,18 @@ def batch_too_large(config: TrainConfig, global_batch: int, split: Split) -> Inp
 
 @dataclass
 class Position:
-    """Where a run is: `batch` batches of epoch `epoch` are done, `step` optimiser steps in all."""
+    """Where a run is: `batch` global batches of epoch `epoch` are done, `step` optimiser steps in all."""
 
     epoch: int = 0
     batch: int = 0
     step: int = 0
+
+    def advance(self, steps_per_epoch: int) -> None:
+        """Count a step."""
+        self.step += 1
+        self.batch += 1
+        if self.batch == steps_per_epoch:
+            self.epoch, self.batch = self.epoch + 1, 0
 
 
 class Session:
@@ -76,14 +86,17 @@ class Session:
     training: Loader
     validation: Loader | None = None
     validation_samples: int
+    steps_per_epoch: int
+    ema: optim.Ema | None = None
 
     def __init__(self, config: TrainConfig, world: World, device: torch.device) -> None:
         self.config, self.world, self.device = config, world, device
         self.card = models.card(config.model)
         self.resolution = config.resolution or self.card.resolution
         self.channels_last = config.channels_last and DEVICE_TYPES[device.type].channels_last
-        self.global_batch = config.batch_size * world.size
+        self.global_batch = config.batch_size * world.size * config.accumulate
         self.position = Position()
+        self._batches = 0  # since the last step
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> "Session":
@@ -96,9 +109,15 @@ class Session:
 
     def open_loader(self, loader_name: str, split: Split, training: bool) -> Loader:
         """A loader of this rank over a split; it is closed with the session."""
+        loader = loaders.create(loader_name, self.loader_spec(split, training))
+        self._open.callback(loader.close)
+        return loader
+
+    def loader_spec(self, split: Split, training: bool) -> LoaderSpec:
+        """What a loader of this rank over a split is told."""
         config, world = self.config, self.world
         cores = len(os.sched_getaffinity(0))
-        spec = LoaderSpec(
+        return LoaderSpec(
             split=split,
             batch_size=config.batch_size,
             crop=CropPolicy(training=training, center_share=self.card.resolution / self.card.eval_resize),
@@ -109,37 +128,42 @@ class Session:
             device=self.device,
             channels_last=self.channels_last,
         )
-        loader = loaders.create(loader_name, spec)
-        self._open.callback(loader.close)
-        return loader
 
     def build_model(self, data_classes: int) -> None:
         """Fresh or --pretrained weights, the same on every rank, on the device."""
         config = self.config
-        num_classes = config.num_classes or data_classes
-        if num_classes < data_classes:
-            raise InputError(f"--num-classes {num_classes}: {config.data} has {data_classes} classes")
+        self.num_classes = config.num_classes or data_classes
+        if self.num_classes < data_classes:
+            raise InputError(f"--num-classes {self.num_classes}: {config.data} has {data_classes} classes")
         torch.manual_seed(config.seed)
-        self.plain_model = models.create(config.model, num_classes, config.model_options)
+        self.plain_model = models.create(config.model, self.num_classes, config.model_options)
         if config.pretrained:
-            self._load_pretrained(config.pretrained, num_classes)
+            self._load_pretrained("--pretrained", config.pretrained, new_head=config.num_classes is not None)
+        if config.finetune:
+            self._load_pretrained("--finetune", config.finetune, new_head=True)
+        if config.sync_bn:
+            self.plain_model = nn.SyncBatchNorm.convert_sync_batchnorm(self.plain_model)
         self.plain_model.to(self.device)
         if self.channels_last:
             self.plain_model.to(memory_format=torch.channels_last)
+        if config.model_ema and not config.evaluate:
+            self.ema = optim.Ema(self.plain_model, config.model_ema_decay)
         self.model = self._wrapped() if self.world.size > 1 and not config.evaluate else self.plain_model
         if config.compile:  # the inner model, which evaluation calls without the wrapper
             self.plain_model.compile()
-        torch.manual_seed(config.seed + self.world.rank)  # dropout differs between ranks
+            if self.ema is not None:
+                self.ema.model.compile()
 
-    def _load_pretrained(self, path: Path, num_classes: int) -> None:
-        new_head, background_class = self.config.num_classes is not None, self.card.background_class
-        network = self.plain_model.network
+    def _load_pretrained(self, flag: str, path: Path, new_head: bool = False) -> None:
+        network, background_class = self.plain_model.network, self.card.background_class
         try:
-            left = pretrained.load(network, path, num_classes, new_head=new_head, background_class=background_class)
+            left = pretrained.load(
+                network, path, self.num_classes, new_head=new_head, background_class=background_class
+            )
         except pretrained.PretrainedError as error:
-            raise InputError(f"--pretrained {error}") from None
+            raise InputError(f"{flag} {error}") from None
         if left and self.world.is_main:
-            log.info("--pretrained %s: another number of classes; %s start anew", path, ", ".join(left))
+            log.info("%s %s: another number of classes; %s start anew", flag, path, ", ".join(left))
 
     def _wrapped(self) -> nn.Module:
         with warnings.catch_warnings():
@@ -150,106 +174,163 @@ class Session:
     def build_training(self, loader_name: str, split: Split) -> None:
         """The training loader, the model and what optimises it."""
         config = self.config
-        self.training = self.open_loader(loader_name, split, training=True)
-        self.num_samples = split.num_samples
-        if self.training.batches_per_epoch == 0:
+        self.training_split, self.training = split, self.open_loader(loader_name, split, training=True)
+        self.steps_per_epoch = self.training.batches_per_epoch // config.accumulate
+        if self.steps_per_epoch == 0:
             raise batch_too_large(config, self.global_batch, split)
         self.build_model(len(split.classes))
         self.optimizer = optim.build_optimizer(config, self.plain_model, self.global_batch)
-        self.scheduler = optim.build_scheduler(config, self.optimizer, self.training.batches_per_epoch)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
+        self.scheduler = optim.build_scheduler(config, self.optimizer, self.steps_per_epoch)
+        self.scaler = optim.build_scaler(config, self.device)
         self.criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+        self.mix = randomness.build_mixing(config.mixup_alpha, config.cutmix_alpha, self.num_classes)
 
-    # Working
+    # Training
 
-    def train_step(self, batch: Batch) -> Tensor:
-        """Forward, backward, update. Returns the logits [B, classes]; nothing waits for the device."""
+    @property
+    def training_resolution(self) -> int:
+        """Side of the training images in the present epoch."""
+        sides = [side for epoch, side in self.config.training_sides.items() if epoch <= self.position.epoch]
+        return sides[-1] if sides else self.resolution
+
+    def training_batches(self) -> Iterator[Batch]:
+        """The rest of the present epoch: whole global batches."""
+        done, accumulate = self.position.batch, self.config.accumulate
+        batches = self.training.epoch(self.position.epoch, self.training_resolution, done * accumulate)
+        return itertools.islice(batches, (self.steps_per_epoch - done) * accumulate)
+
+    def train_step(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Forward and backward; after --accumulate batches, update. Returns the logits [B, classes] and the loss.
+
+        Nothing waits for the device.
+        """
+        accumulate = self.config.accumulate
+        self._seed()
+        self._batches += 1
+        update = self._batches == accumulate
+        with contextlib.nullcontext() if update else self._no_sync():
+            logits, loss = self._forward(batch)
+            self.scaler.scale(loss / accumulate if accumulate > 1 else loss).backward()
+        if update:
+            self._update()
+            self._batches = 0
+        return logits.detach(), loss.detach()
+
+    def _seed(self) -> None:
+        batch = self.position.batch * self.config.accumulate + self._batches
+        randomness.seed_step(self.config.seed, self.position.epoch, batch, self.world.rank)
+
+    def _no_sync(self) -> contextlib.AbstractContextManager[None]:
+        """Gradients stay with their process, to be summed up with those of the next batch."""
+        return self.model.no_sync() if isinstance(self.model, DistributedDataParallel) else contextlib.nullcontext()
+
+    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        images, labels = self.mix(batch.images, batch.labels) if self.mix else (batch.images, batch.labels)
         with self._autocast():
-            outputs = self.model(batch.images)
+            outputs = self.model(images)
             logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
-            loss = self.criterion(logits, batch.labels)
+            loss = self.criterion(logits, labels)
             for other in auxiliary:
-                loss = loss + models.AUXILIARY_LOSS_WEIGHT * self.criterion(other, batch.labels)
-        self.scaler.scale(loss).backward()
+                loss = loss + models.AUXILIARY_LOSS_WEIGHT * self.criterion(other, labels)
+        return logits, loss
+
+    def _update(self) -> None:
+        if self.config.clip_grad_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.plain_model.parameters(), self.config.clip_grad_norm)
         self.scaler.step(self.optimizer)
-        self.scaler.update()
+        self.scaler.update(self.config.fixed_loss_scale)
         self.optimizer.zero_grad(set_to_none=True)
         self.scheduler.step()
-        return logits
+        if self.ema is not None:
+            self.ema.update()
+        self.position.advance(self.steps_per_epoch)
 
-    def evaluate(self) -> dict[str, float]:
-        """Every validation image exactly once over all ranks. Returns `Totals.result()`."""
-        assert self.validation is not None
-        self._broadcast_buffers()
-        self.plain_model.eval()
-        totals = Totals(self.device)
-        with torch.inference_mode(), self._autocast():
-            for batch in self.validation.epoch(0, self.resolution):
-                totals.add(self.plain_model(batch.images), batch.labels)
-        self.plain_model.train()
-        result = totals.result()
-        assert result["images"] == self.validation_samples, "an evaluation counts every image exactly once"
-        return result
+    def batch_indices(self, epoch: int, batch: int) -> list[int]:
+        """The dataset positions of this rank's batch number `batch` in an epoch."""
+        plan = self.loader_spec(self.training_split, training=True).plan
+        return next(plan.batches(epoch, batch)).tolist()
 
     def _autocast(self) -> torch.autocast:
         dtype = AMP_DTYPES[self.config.amp]
         return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
 
-    def _broadcast_buffers(self) -> None:
+    # Evaluation
+
+    def evaluate(self, watch: Callable[[Iterator[Batch]], Iterator[Batch]] = iter) -> dict[str, float]:
+        """Every validation image exactly once over all ranks; `watch` passes the batches on. Returns
+        `Totals.result()`, that of the averaged weights where there are such; of the others then as `raw_...`."""
+        result = self._evaluate(self.plain_model, watch)
+        if self.ema is None:
+            return result
+        averaged = self._evaluate(self.ema.model, watch)
+        return averaged | {f"raw_{name}": result[name] for name in ("loss", "top1", "top5")}
+
+    def _evaluate(self, model: nn.Module, watch: Callable[[Iterator[Batch]], Iterator[Batch]]) -> dict[str, float]:
+        assert self.validation is not None
+        self._broadcast_buffers(model)
+        was_training = model.training
+        model.eval()
+        totals = Totals(self.device)
+        with torch.inference_mode(), self._autocast():
+            for batch in watch(self.validation.epoch(0, self.resolution)):
+                logits = model(batch.images).float()
+                totals.add(logits, batch.labels, functional.cross_entropy(logits, batch.labels))
+        model.train(was_training)
+        result = totals.result()
+        assert result["images"] == self.validation_samples, "an evaluation counts every image exactly once"
+        return result
+
+    def _broadcast_buffers(self, model: nn.Module) -> None:
         """Rank 0's BatchNorm statistics to all, so that there is one model."""
         if self.world.size > 1:
-            for buffer in self.plain_model.network.buffers():
+            for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
 
     # State
 
     def state(self) -> dict[str, Any]:
-        """Everything a checkpoint holds. A collective call: the random state of every rank goes in."""
-        self._broadcast_buffers()
-        random_states: list[Any] = [self._random_state()]
-        if self.world.size > 1:
-            random_states = [None] * self.world.size
-            dist.all_gather_object(random_states, self._random_state())
+        """Everything a checkpoint holds; rank 0's is that of the run."""
         return {
             "model": self.plain_model.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "ema": None,
-            "rng": random_states,
+            "ema": self.ema.network.state_dict() if self.ema else None,
+            "rng": {"seed": self.config.seed},  # with the position, all that randomness.seed_step needs
             "position": asdict(self.position) | {"global_batch": self.global_batch, "samples": self.num_samples},
             "config": self.config.as_dict(),
         }
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned; the weights are loaded already.
+    def load_for_evaluation(self, state: dict[str, Any], path: Path) -> None:
+        """The weights of a checkpoint, averaged where it has such, or of a published file. Raises InputError."""
+        if "config" in state:
+            weights = state.get("ema") or state["model"]
+            checkpoint.load_weights(self.plain_model.network, weights, self.config.model, path)
+        else:
+            self._load_pretrained("--evaluate", path)
 
-        Raises InputError where the position would mean other samples, KeyError or ValueError where a part is
-        missing or does not fit.
-        """
-        position = dict(state["position"])
-        if (stored := position.pop("global_batch")) != self.global_batch:
-            per_process = stored / self.world.size
-            raise InputError(
-                f"its global batch is {stored}, not {self.global_batch}; give --batch-size {per_process:g}"
-            )
-        if (samples := position.pop("samples")) != self.num_samples:
-            raise InputError(f"its dataset has {samples} training images, not {self.num_samples}")
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.position = Position(**position)
-        optim.apply_settings(self.config, self.optimizer, self.scheduler, self.global_batch)
-        if len(state["rng"]) == self.world.size:
-            self._set_random_state(state["rng"][self.world.rank])
+    def load_state(self, state: dict[str, Any], path: Path) -> None:
+        """Go on from what `state` returned. Raises InputError where the position would mean other samples, or a part
+        is missing or does not fit."""
+        checkpoint.load_weights(self.plain_model.network, state["model"], self.config.model, path)
+        try:
+            position = {name: int(value) for name, value in state["position"].items()}
+            if (samples := position.pop("samples")) != self.num_samples:
+                raise InputError(f"--resume {path}: its dataset has {samples} training images, not {self.num_samples}")
+            assert position.pop("global_batch") == self.global_batch
+            self.position = Position(**position)
+            optim.load_states(self.optimizer, self.scheduler, state["optimizer"], state["scheduler"])
+            if self.scaler.is_enabled() and state["scaler"] and self.config.fixed_loss_scale is None:
+                self.scaler.load_state_dict(state["scaler"])
+            if self.ema is not None:
+                self.ema.network.load_state_dict(state["ema"] or state["model"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"--resume {path}: holds no training state to go on from ({error!r})") from None
 
-    def _random_state(self) -> dict[str, Tensor]:
-        state = {"cpu": torch.get_rng_state()}
-        if self.device.type != "cpu":
-            state["device"] = torch.get_device_module(self.device).get_rng_state(self.device)
-        return state
-
-    def _set_random_state(self, state: dict[str, Tensor]) -> None:
-        torch.set_rng_state(state["cpu"])
-        if self.device.type != "cpu" and "device" in state:
-            torch.get_device_module(self.device).set_rng_state(state["device"], self.device)
+    @property
+    def num_samples(self) -> int:
+        """Training images of the dataset."""
+        return self.training_split.num_samples

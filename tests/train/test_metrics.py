@@ -16,7 +16,7 @@ def test_totals_over_batches_are_those_of_all_images() -> None:
     labels = torch.randint(9, (23,), generator=generator)
     totals = Totals(torch.device("cpu"))
     for part in torch.arange(23).split([10, 10, 3]):
-        totals.add(logits[part], labels[part])
+        totals.add(logits[part], labels[part], functional.cross_entropy(logits[part], labels[part]))
     result = totals.result()
     ranks = (logits > logits.gather(1, labels[:, None])).sum(1)
     assert result["images"] == 23
@@ -27,7 +27,7 @@ def test_totals_over_batches_are_those_of_all_images() -> None:
 
 def test_top5_of_fewer_than_five_classes_is_everything() -> None:
     totals = Totals(torch.device("cpu"))
-    totals.add(torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2]))
+    totals.add(torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor(1.0))
     assert totals.result()["top5"] == 100
 
 

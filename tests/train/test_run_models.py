@@ -124,7 +124,7 @@ def test_the_auxiliary_loss_counts_two_fifths(dataset: Path) -> None:
         session.model = network
         session.optimizer = torch.optim.SGD(network.parameters(), lr=1)
         batch = next(iter(session.training.epoch(0, 32)))
-        logits = session.train_step(batch)
+        logits, _ = session.train_step(batch)
     assert logits.shape == (8, 4)
     main_step, side_step = network.main.weight - before, network.side.weight - before
     assert main_step.abs().max() > 1e-4

@@ -1,0 +1,151 @@
+"""Training runs as processes of their own, and accidents in them at moments that a test chooses.
+
+The processes are forked from one that has imported everything and computed nothing, which saves seconds each.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import pytest
+import torch
+
+from pipeline.cli import run_command
+from train import recipes
+from train.config import TrainConfig
+from train.run import main
+from train.trainer import Trainer
+
+SECONDS = 120
+
+
+class Accident(NamedTuple):
+    """What happens when something is called for the `count`-th time in a process."""
+
+    moment: str
+    count: int
+
+
+def run_process(arguments: Sequence[object], log: Path, accident: Accident | None = None) -> int:
+    """Run train/run.py in a process, its output in the file `log`. Returns the exit code, -N for death by signal N."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["processes"])
+    process = context.Process(target=_train, args=([*map(str, arguments)], log, accident))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the forking process does not take it over by itself
+        process.start()
+    process.join(SECONDS)
+    alive = process.is_alive()
+    process.kill()
+    process.join()
+    assert not alive, f"not done after {SECONDS} s: {log.read_text()}"
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def _train(arguments: list[str], log: Path, accident: Accident | None) -> None:
+    os.setpgrp()
+    with log.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    if accident:
+        ACCIDENTS[accident.moment](accident.count)
+    sys.exit(run_command(main, TrainConfig, arguments, recipes.starting_point))
+
+
+def _at(owner: Any, name: str, count: int, action: Callable[..., object], after: bool = True) -> None:
+    """Call `action` with the arguments of the `count`-th call of a function, after it or in its place."""
+    original, calls = getattr(owner, name), 0
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == count and not after:
+            return action(*arguments, **options)
+        result = original(*arguments, **options)
+        if calls == count:
+            action(*arguments, **options)
+        return result
+
+    setattr(owner, name, counted)
+
+
+def _die(*_: object, **__: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _in_a_step(count: int) -> None:
+    _at(torch.optim.SGD, "step", count, _die)
+
+
+def _in_an_evaluation(count: int) -> None:
+    original = Trainer._watched
+
+    def watched(self: Trainer, batches: Any) -> Any:
+        for number, batch in enumerate(original(self, batches), 1):
+            if number == count:
+                _die()
+            yield batch
+
+    Trainer._watched = watched  # type: ignore[method-assign]
+
+
+def _in_a_write(count: int) -> None:
+    def half(state: Any, file: Any) -> None:
+        whole = file.name + ".whole"
+        save(state, whole)
+        data = Path(whole).read_bytes()
+        file.write(data[: len(data) // 2])
+        file.flush()
+        _die()
+
+    save = torch.save
+    _at(torch, "save", count, half, after=False)
+
+
+def _before_a_rename(count: int) -> None:
+    original, seen = os.replace, 0
+
+    def replace(source: Any, target: Any) -> None:
+        nonlocal seen
+        seen += str(target).endswith(".pt")
+        if seen == count:
+            _die()
+        original(source, target)
+
+    os.replace = replace  # type: ignore[assignment]
+
+
+def _signal(number: signal.Signals) -> Callable[[int], None]:
+    return lambda count: _at(torch.optim.SGD, "step", count, lambda *_, **__: os.kill(os.getpid(), number))
+
+
+def _signal_group(count: int) -> None:
+    _at(torch.optim.SGD, "step", count, lambda *_, **__: os.killpg(os.getpgrp(), signal.SIGTERM))
+
+
+def _kill_worker(count: int) -> None:
+    def kill(*_: object, **__: object) -> None:
+        workers = psutil.Process().children()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            workers[-1].kill()
+
+    _at(torch.optim.SGD, "step", count, kill)
+
+
+ACCIDENTS: dict[str, Callable[[int], None]] = {
+    "step": _in_a_step,
+    "evaluation": _in_an_evaluation,
+    "write": _in_a_write,
+    "rename": _before_a_rename,
+    "SIGTERM": _signal(signal.SIGTERM),
+    "SIGUSR1": _signal(signal.SIGUSR1),
+    "group": _signal_group,
+    "worker": _kill_worker,
+}
