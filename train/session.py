@@ -94,11 +94,11 @@ class Session:
 
     # Building
 
-    def open_loader(self, loader_name: str, split: Split, training: bool) -> Loader:
-        """A loader of this rank over a split; it is closed with the session."""
+    def loader_spec(self, split: Split, training: bool) -> LoaderSpec:
+        """What a loader of this rank over a split is told."""
         config, world = self.config, self.world
         cores = len(os.sched_getaffinity(0))
-        spec = LoaderSpec(
+        return LoaderSpec(
             split=split,
             batch_size=config.batch_size,
             crop=CropPolicy(training=training, center_share=self.card.resolution / self.card.eval_resize),
@@ -109,7 +109,10 @@ class Session:
             device=self.device,
             channels_last=self.channels_last,
         )
-        loader = loaders.create(loader_name, spec)
+
+    def open_loader(self, loader_name: str, split: Split, training: bool) -> Loader:
+        """A loader of this rank over a split; it is closed with the session."""
+        loader = loaders.create(loader_name, self.loader_spec(split, training))
         self._open.callback(loader.close)
         return loader
 

@@ -1,0 +1,349 @@
+"""Measures rates: a loader alone, a model alone, both together, through the session that training uses.
+
+A rate is measured in windows of equally many steps, after a warm-up that also finds how many steps fill a window. All
+processes of the run take part; rates are those of all of them together.
+"""
+
+import contextlib
+import itertools
+import math
+import os
+import resource
+import time
+import uuid
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+from unittest.mock import patch
+
+import psutil
+import torch
+import torch.distributed as dist
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from pipeline import page_cache
+from pipeline.cli import configure_logging
+from pipeline.contract import Batch, Loader, LoaderSpec
+from pipeline.profiling import LoaderParts, host_batch, measure_parts
+from pipeline.transfer import to_device
+from tools.report import Rate
+from tools.step_clock import PHASES, StepClock
+from train.config import TrainConfig
+from train.device import configure_math, select, synchronize
+from train.launch import World, finalize, initialize, world_from_environment
+from train.loop import same_on_all
+from train.metrics import WARMUP_STEPS
+from train.session import Session, open_data
+
+PART_IMAGES = 256
+"""About so many images are measured part by part."""
+PART_ROUNDS = 3
+TRACED_STEPS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A rate and what it took."""
+
+    rate: Rate
+    cpu_s: float
+    """CPU seconds an image, worker processes included."""
+    cores_used: float
+    """CPU seconds a second, of all processes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """All that was measured of one loader with one setting."""
+
+    loader: str
+    model: str
+    device: str
+    nproc: int
+    workers: int
+    """Of each process."""
+    batch_size: int
+    resolution: int
+    cores: int
+    """Of the machine."""
+    loader_alone: Measured
+    model_alone: Measured
+    together: Measured
+    step_s: dict[str, float]
+    """Seconds of a step of both together, by phase, of rank 0."""
+    transfer: Rate | None = None
+    """Copying batches to the device and nothing else; None on a CPU."""
+    parts: LoaderParts | None = None
+    cold_parts: LoaderParts | None = None
+    """With the files dropped from the page cache."""
+    left_in_cache: float | None = None
+    """The share of the files that was still in the page cache after dropping them; None where none were dropped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """How rates are measured."""
+
+    count: int = 5
+    seconds: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is measured of a training run."""
+
+    windows: Windows
+    cold: bool = False
+    """Drop the files from the page cache before each window."""
+    parts: bool = True
+    trace: Path | None = None
+    """Write a trace of a few steps here."""
+
+
+def profile(config: TrainConfig, options: Options) -> Profile:
+    """Measure the training run that `config` describes, in --nproc processes."""
+    made = _work(config, options, World()) if config.nproc == 1 else _launched(config, options)
+    assert made is not None, "rank 0 returns what was measured"
+    return made
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _launched(config: TrainConfig, options: Options) -> Profile | None:
+    settings = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=config.nproc,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint=config.rdzv_endpoint,
+        max_restarts=0,
+        monitor_interval=0.1,
+    )
+    threads = {"OMP_NUM_THREADS": str(max(1, cores() // config.nproc))}
+    with patch.dict(os.environ, threads | dict(os.environ)):  # as train/launch.py sets it
+        return elastic_launch(settings, _worker)(config, options)[0]
+
+
+def _worker(config: TrainConfig, options: Options) -> Profile | None:
+    configure_logging()
+    return _work(config, options, world_from_environment(config))
+
+
+def _work(config: TrainConfig, options: Options, world: World) -> Profile | None:
+    """As one process of `world`; rank 0 returns what was measured."""
+    device = select(config.device, world.local_rank, world.local_size)
+    configure_math(deterministic=False)
+    initialize(world, device)
+    with Session(config, world, device) as session:
+        made = _measure_all(session, options)
+    finalize(world)
+    return made if world.is_main else None
+
+
+def _measure_all(session: Session, options: Options) -> Profile:
+    config, windows = session.config, options.windows
+    split = open_data(config, "train")
+    session.build_training(config.loader, split)
+    session.model.train()
+    clock, spec = StepClock(session), session.loader_spec(split, training=True)
+    files = page_cache.files_of(split) if options.cold else None
+
+    synthetic = session.open_loader("synthetic", split, training=True)
+    feed = Feed(session.training, session, ahead=2 * spec.workers + 3, files=files)
+    loader_alone = Windowed(feed, _ignore)
+    model_alone = Windowed(Feed(synthetic, session), session.train_step)
+    together = Windowed(feed, session.train_step, clock)
+    measured = [loader_alone, model_alone, together]
+    if session.device.type != "cpu":  # on a CPU nothing is copied
+        measured.append(Windowed(Feed(_HostBatches(session, spec), session), _ignore))
+    measure_in_turn(measured, windows)
+    if options.trace:
+        trace(feed, options.trace)
+    return Profile(
+        loader=config.loader,
+        model=config.model,
+        device=session.device.type,
+        nproc=session.world.size,
+        workers=spec.workers,
+        batch_size=config.batch_size,
+        resolution=session.resolution,
+        cores=cores(),
+        loader_alone=loader_alone.measured,
+        model_alone=model_alone.measured,
+        together=together.measured,
+        step_s=together.step_s,
+        transfer=measured[3].measured.rate if len(measured) > 3 else None,
+        parts=_measure_parts(session, spec, None) if options.parts else None,
+        cold_parts=_measure_parts(session, spec, files) if options.parts and options.cold else None,
+        left_in_cache=feed.left_in_cache,
+    )
+
+
+class Feed:
+    """Endless batches of a loader, which makes up to `ahead` of them ahead. With `files`, they are dropped from the
+    page cache before each window, which then is a new epoch from its beginning."""
+
+    def __init__(self, loader: Loader, session: Session, ahead: int = 1, files: list[Path] | None = None) -> None:
+        self.session, self.left_in_cache = session, None if files is None else 1.0
+        self._loader, self._ahead, self._files = loader, ahead, files
+        self._epochs = itertools.count()
+        self._batches = self._endless()
+
+    def begin_window(self) -> Iterator[Batch]:
+        """The batches of a window."""
+        if self._files is not None:
+            self._batches.close()
+            page_cache.drop(self._files)
+            self.left_in_cache = page_cache.resident_share(self._files)
+            self._batches = self._endless()
+        return self._batches
+
+    def lead_in(self, steps: int) -> int:
+        """How many batches to take before a window of so many: those that were made while nobody measured."""
+        return min(self._ahead, steps) if self._files is None else 0
+
+    @property
+    def longest_window(self) -> float:
+        """In batches: what was read once in a window is not cold any more."""
+        return math.inf if self._files is None else self._loader.batches_per_epoch
+
+    def _endless(self) -> Generator[Batch, None, None]:
+        for epoch in self._epochs:
+            yield from self._loader.epoch(epoch, self.session.resolution)
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and its children so far, running ones (to a tick, 10 ms) and ended ones."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    total = time.process_time() + ended.ru_utime + ended.ru_stime
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
+            times = child.cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+class Taken:
+    """What a window took: `images`, `seconds` of the slowest process, `cpu_s`, over all processes."""
+
+    def __init__(self, images: int, seconds: float, cpu_s: float) -> None:
+        rows: list[Any] = [(images, seconds, cpu_s)]
+        if dist.is_initialized():
+            rows = [None] * dist.get_world_size()
+            dist.all_gather_object(rows, (images, seconds, cpu_s))
+        columns = list(zip(*rows, strict=True))
+        self.images, self.seconds, self.cpu_s = sum(columns[0]), max(columns[1]), sum(columns[2])
+
+
+class Windowed:
+    """Asks a feed for batches and does `step` with each, in windows. All processes make equally many steps."""
+
+    def __init__(self, feed: Feed, step: Callable[[Batch], object], clock: StepClock | None = None) -> None:
+        self._feed, self._step, self._clock = feed, step, clock
+        self._steps = 0
+        self._taken: list[Taken] = []
+        self._phases: list[dict[str, float]] = []
+
+    def warm_up(self, seconds: float) -> None:
+        """Find how many steps fill a window."""
+        most = self._feed.longest_window
+        steps = int(min(WARMUP_STEPS, most))
+        self._run(steps)
+        while (took := self._run(steps).seconds) < seconds / 2 and steps < most:
+            steps = int(min(2 * steps, most))
+        self._steps = max(1, int(min(most, math.ceil(steps * seconds / took))))
+        self._phases.clear()
+
+    def window(self) -> None:
+        """Measure once."""
+        self._taken.append(self._run(self._steps))
+
+    def _run(self, steps: int) -> Taken:
+        feed, clock = self._feed, self._clock
+        batches = feed.begin_window()
+        for batch in itertools.islice(batches, feed.lead_in(steps)):
+            self._step(batch)
+        synchronize(feed.session.device)
+        same_on_all(0, feed.session.world)  # all begin at once
+        if clock:
+            clock.seconds()  # of what was before
+        images, started, cpu = 0, time.perf_counter(), cpu_seconds()
+        for batch in itertools.islice(clock.timed(batches) if clock else batches, steps):
+            images += len(batch.labels)
+            self._step(batch)
+        synchronize(feed.session.device)
+        taken = Taken(images, time.perf_counter() - started, cpu_seconds() - cpu)
+        if clock:
+            self._phases.append(clock.seconds())
+        return taken
+
+    @property
+    def measured(self) -> Measured:
+        """The medians of the windows."""
+        rate = Rate.of([one.images / one.seconds for one in self._taken])
+        cpu_s = median(one.cpu_s / one.images for one in self._taken)
+        return Measured(rate=rate, cpu_s=cpu_s, cores_used=median(one.cpu_s / one.seconds for one in self._taken))
+
+    @property
+    def step_s(self) -> dict[str, float]:
+        """Seconds of a step, by phase."""
+        steps = self._steps * len(self._phases)
+        return {phase: sum(one[phase] for one in self._phases) / steps for phase in PHASES}
+
+
+def measure_in_turn(measured: list[Windowed], windows: Windows) -> None:
+    """A window of each, again and again: where the machine's speed changes, it changes for all of them."""
+    for one in measured:
+        one.warm_up(windows.seconds)
+    for _ in range(windows.count):
+        for one in measured:
+            one.window()
+
+
+def _ignore(batch: Batch) -> None:
+    """A step that does nothing."""
+
+
+class _HostBatches:
+    """One batch in host memory, copied to the device again and again."""
+
+    batches_per_epoch = 1 << 20
+
+    def __init__(self, session: Session, spec: LoaderSpec) -> None:
+        self._batch, self._spec = host_batch(spec, session.resolution), spec
+
+    def epoch(self, epoch: int, resolution: int, start_batch: int = 0) -> Iterator[Batch]:
+        return to_device(itertools.repeat(self._batch, self.batches_per_epoch - start_batch), self._spec)
+
+    def close(self) -> None:
+        """Holds nothing but memory."""
+
+
+def _measure_parts(session: Session, spec: LoaderSpec, files: list[Path] | None) -> LoaderParts | None:
+    """Where rank 0's loader spends its time; each image from the disk where `files` are given."""
+    parts = None
+    if session.world.is_main:
+        before = (lambda: None) if files is None else (lambda: page_cache.drop(files))
+        batches = max(2, math.ceil(PART_IMAGES / spec.batch_size))
+        parts = measure_parts(session.config.loader, spec, session.resolution, batches, PART_ROUNDS, before=before)
+    same_on_all(0, session.world)  # the others leave it the machine
+    return parts
+
+
+def trace(feed: Feed, path: Path) -> None:
+    """Write a Chrome trace of a few training steps (for chrome://tracing or ui.perfetto.dev)."""
+    session = feed.session
+    batches = feed.begin_window()
+    with torch.profiler.profile(activities=torch.profiler.supported_activities()) as profiler:
+        for batch in itertools.islice(batches, TRACED_STEPS):
+            session.train_step(batch)
+        synchronize(session.device)
+    if session.world.is_main:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        profiler.export_chrome_trace(str(path))
