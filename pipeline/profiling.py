@@ -27,7 +27,7 @@ import torch
 from numba import njit
 
 from pipeline import loaders
-from pipeline.contract import Batch, Loader, LoaderSpec
+from pipeline.contract import Loader, LoaderSpec
 from pipeline.dataset import Split
 from pipeline.formats.beton import MODE_JPEG
 from pipeline.formats.samples import Sample
@@ -319,10 +319,3 @@ class _CompiledSteps:
 def _of_size(buffer: np.ndarray, size: int) -> np.ndarray:
     """uint8 with at least `size` elements: the buffer, or a new one."""
     return buffer if buffer.size >= size else np.empty(size, np.uint8)
-
-
-def host_batch(spec: LoaderSpec, resolution: int) -> Batch:
-    """A batch in host memory as loaders hand it to `to_device`, pinned where the device copies from such memory."""
-    images = torch.zeros(spec.batch_size, resolution, resolution, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
-    batch = Batch(images, torch.zeros(spec.batch_size, dtype=torch.int64), torch.arange(spec.batch_size))
-    return batch if spec.device.type == "cpu" else Batch(*(tensor.pin_memory() for tensor in batch))

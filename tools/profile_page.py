@@ -1,5 +1,6 @@
 """The page that profiling leaves: one HTML file with its pictures in it, which opens without a network."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from tools.profile_tables import (
     step_table,
     sweep_table,
 )
+from tools.report import number
 from tools.step_clock import PHASES
 from tools.throughput import Profile
 from tools.verdict import Verdict
@@ -82,6 +84,8 @@ class Chart:
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 400, 240, 52, 28, 10
 """Of a chart: small units, so that text on a phone is not."""
+LOGARITHMIC = 8
+"""An axis is, where the largest value is so many times the smallest."""
 
 
 def stacks(
@@ -146,37 +150,60 @@ def _along(axis: str, base: Profile, everything: list[Profile]) -> list[Profile]
 
 
 def _chart(axis: str, swept: dict[str, list[Profile]]) -> Chart:
-    values = sorted({getattr(one, axis) for profiles in swept.values() for one in profiles})
+    measured = ("loader_alone", "model_alone", "together")
     every = [one for profiles in swept.values() for one in profiles]
-    top = max(max(one.together.rate.high, one.loader_alone.rate.high, one.model_alone.rate.high) for one in every)
-    step = _round_step(top)
-    high = step * (top // step + 1)
+    values = sorted({getattr(one, axis) for one in every})
+    scale = Scale.over([getattr(one, what).rate.median for one in every for what in measured])
+
+    def line(name: str, profiles: list[Profile], what: str, colour: int, dashed: bool) -> Line:
+        rates = [(getattr(one, axis), getattr(one, what).rate.median) for one in profiles]
+        points = tuple(
+            (x(value), scale.y(rate), f"{name}: {number(rate)} images/s at {value}") for value, rate in rates
+        )
+        return Line(name, points, colour, dashed)
 
     def x(value: int) -> float:
         return LEFT + (WIDTH - LEFT - 14) * (values.index(value) / max(1, len(values) - 1))
 
-    def y(rate: float) -> float:
-        return HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * rate / high
-
-    def line(name: str, profiles: list[Profile], what: str, colour: int, dashed: bool) -> Line:
-        rates = [(getattr(one, axis), getattr(one, what).rate.median) for one in profiles]
-        points = tuple((x(value), y(rate), f"{name}: {rate:,.4g} images/s at {value}") for value, rate in rates)
-        return Line(name, points, colour, dashed)
-
     lines = []
-    for number, (loader, profiles) in enumerate(swept.items()):
-        lines.append(line(f"{loader} alone", profiles, "loader_alone", number, True))
-        lines.append(line(f"{loader} with the model", profiles, "together", number, False))
+    for colour, (loader, profiles) in enumerate(swept.items()):
+        lines.append(line(f"{loader} alone", profiles, "loader_alone", colour, True))
+        lines.append(line(f"{loader} with the model", profiles, "together", colour, False))
     longest = max(swept.values(), key=len)
     lines.append(line("model alone (the ceiling)", longest, "model_alone", 7, True))
-    ticks = tuple((y(step * number), f"{step * number:,.4g}") for number in range(int(high / step + 0.5) + 1))
-    return Chart(axis.replace("_", " "), tuple(lines), tuple((x(value), str(value)) for value in values), ticks)
+    ticks = tuple((scale.y(tick), number(tick)) for tick in scale.ticks)
+    title = axis.replace("_", " ") + (", logarithmic" if scale.logarithmic else "")
+    return Chart(title, tuple(lines), tuple((x(value), str(value)) for value in values), ticks)
 
 
-def _round_step(top: float) -> float:
-    """A distance of 1, 2 or 5 times a power of ten, for three to seven ticks."""
-    power = 10.0 ** (len(str(int(top))) - 1) if top >= 1 else 0.1
-    return next(power * factor for factor in (0.2, 0.5, 1.0, 2.0) if top / (power * factor) < 7)
+@dataclass(frozen=True)
+class Scale:
+    """The vertical axis of a chart: from zero, or logarithmic where rates differ too much for that."""
+
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+    logarithmic: bool
+
+    @classmethod
+    def over(cls, rates: Sequence[float]) -> "Scale":
+        """An axis on which all of them can be read."""
+        logarithmic = max(rates) > LOGARITHMIC * min(rates)
+        factors = (1,) if max(rates) > 1000 * min(rates) else (1, 2, 5)
+        exponents = range(math.floor(math.log10(min(rates))) - 1, math.ceil(math.log10(max(rates))) + 1)
+        steps = [factor * 10.0**exponent for exponent in exponents for factor in factors]
+        if logarithmic:
+            low = max(step for step in steps if step <= min(rates))
+            high = min(step for step in [*steps, 10.0**exponents.stop] if step >= max(rates))
+            return cls(low, high, tuple(step for step in [*steps, high] if low <= step <= high), True)
+        step = min(step for step in steps if max(rates) / step <= 6)
+        count = math.ceil(max(rates) / step)
+        return cls(0.0, step * count, tuple(step * times for times in range(count + 1)), False)
+
+    def y(self, rate: float) -> float:
+        """Where a rate is in the chart."""
+        place = math.log(rate / self.low) / math.log(self.high / self.low) if self.logarithmic else rate / self.high
+        return HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * place
 
 
 def write(path: Path, machine: str, bases: list[Profile], everything: list[Profile], verdicts: list[Verdict]) -> None:
@@ -184,6 +211,7 @@ def write(path: Path, machine: str, bases: list[Profile], everything: list[Profi
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    environment.filters["number"] = number
     tables = [("Rates", rate_table(bases, verdicts)), ("The loaders", part_table(bases))]
     tables.append(("The step", step_table(bases)))
     if len(everything) > len(bases):

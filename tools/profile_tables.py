@@ -1,6 +1,7 @@
 """What the terminal and the page show of profiles: tables as a header row and rows of text."""
 
 from pipeline.profiling import PARTS, UNSEEN, LoaderParts
+from tools.report import number
 from tools.step_clock import PHASES
 from tools.throughput import Profile
 from tools.verdict import Verdict
@@ -16,7 +17,7 @@ def rate_table(profiles: list[Profile], verdicts: list[Verdict]) -> Table:
     rows = [["images/s", "loader alone", "model alone", "together", "predicted", "limited by"]]
     for one, verdict in zip(profiles, verdicts, strict=True):
         rates = [str(measured.rate) for measured in (one.loader_alone, one.model_alone, one.together)]
-        rows.append([one.loader, *rates, f"{verdict.predicted:,.4g}", verdict.limited_by])
+        rows.append([one.loader, *rates, number(verdict.predicted), verdict.limited_by])
     return rows
 
 

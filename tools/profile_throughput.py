@@ -144,7 +144,6 @@ def usable(split: Split) -> list[str]:
 def measure(settings: ProfileSettings, loader: str, changes: dict[str, int], *, base: bool) -> Profile:
     """One loader with one setting; with all details where it is the base of the others."""
     config = settings.training_config(loader, changes)
-    check(config)
     options = Options(
         windows=Windows(count=settings.windows, seconds=settings.window_seconds),
         cold=settings.cold,
@@ -156,6 +155,8 @@ def measure(settings: ProfileSettings, loader: str, changes: dict[str, int], *, 
 
 def profile_all(settings: ProfileSettings) -> dict[str, Any]:
     """The command."""
+    for changes in ({}, *settings.sweep_points):
+        check(settings.training_config("auto", changes))  # before minutes are spent on the others
     names = chosen_loaders(settings)
     bases = [measure(settings, name, {}, base=True) for name in tqdm(names, desc="loaders", disable=None)]
     points = [(base, changes) for base in bases for changes in settings.sweep_points if changes_anything(base, changes)]

@@ -25,6 +25,11 @@ Rates = Mapping[str, Sequence[float]]
 """What each variant gave in each round; more is better."""
 
 
+def number(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rate:
     """A rate as it was measured several times: the median and the quartiles around it."""
@@ -49,7 +54,7 @@ class Rate:
         return self.low <= other.high and other.low <= self.high
 
     def __str__(self) -> str:
-        return f"{self.median:,.4g} ±{self.spread:.0%}"
+        return f"{number(self.median)} ±{self.spread:.0%}"
 
 
 OURS, PEER, CEILING = "#c44e52", "#4c72b0", "#999999"

@@ -10,7 +10,6 @@ import math
 import os
 import resource
 import time
-import uuid
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,18 +20,19 @@ from unittest.mock import patch
 import psutil
 import torch
 import torch.distributed as dist
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from pipeline import page_cache
-from pipeline.cli import configure_logging
+from pipeline.cli import EXIT_BAD_INPUT, configure_logging
 from pipeline.contract import Batch, Loader, LoaderSpec
-from pipeline.profiling import LoaderParts, host_batch, measure_parts
+from pipeline.errors import InputError
+from pipeline.profiling import LoaderParts, measure_parts
 from pipeline.transfer import to_device
 from tools.report import Rate
 from tools.step_clock import PHASES, StepClock
 from train.config import TrainConfig
 from train.device import configure_math, select, synchronize
-from train.launch import World, finalize, initialize, world_from_environment
+from train.launch import World, finalize, in_processes, initialize, world_from_environment
 from train.loop import same_on_all
 from train.metrics import WARMUP_STEPS
 from train.session import Session, open_data
@@ -68,6 +68,9 @@ class Profile:
     resolution: int
     cores: int
     """Of the machine."""
+    memory_bytes: int
+    data_bytes: int | None
+    """Of the images; None where they are in a folder or on a web server."""
     loader_alone: Measured
     model_alone: Measured
     together: Measured
@@ -115,24 +118,16 @@ def cores() -> int:
 
 
 def _launched(config: TrainConfig, options: Options) -> Profile | None:
-    settings = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=config.nproc,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint=config.rdzv_endpoint,
-        max_restarts=0,
-        monitor_interval=0.1,
-    )
-    threads = {"OMP_NUM_THREADS": str(max(1, cores() // config.nproc))}
-    with patch.dict(os.environ, threads | dict(os.environ)):  # as train/launch.py sets it
-        return elastic_launch(settings, _worker)(config, options)[0]
+    with patch.dict(os.environ):  # the launcher sets the threads of each process, for this run alone
+        return in_processes(config, _worker, config, options)[0]
 
 
 def _worker(config: TrainConfig, options: Options) -> Profile | None:
     configure_logging()
-    return _work(config, options, world_from_environment(config))
+    try:
+        return record(_work)(config, options, world_from_environment(config))
+    except InputError:
+        os._exit(EXIT_BAD_INPUT)  # at once, before the other ranks notice and fail too
 
 
 def _work(config: TrainConfig, options: Options, world: World) -> Profile | None:
@@ -161,7 +156,7 @@ def _measure_all(session: Session, options: Options) -> Profile:
     together = Windowed(feed, session.train_step, clock)
     measured = [loader_alone, model_alone, together]
     if session.device.type != "cpu":  # on a CPU nothing is copied
-        measured.append(Windowed(Feed(_HostBatches(session, spec), session), _ignore))
+        measured.append(Windowed(Feed(_HostBatches(spec, session.resolution), session), _ignore))
     measure_in_turn(measured, windows)
     if options.trace:
         trace(feed, options.trace)
@@ -174,6 +169,8 @@ def _measure_all(session: Session, options: Options) -> Profile:
         batch_size=config.batch_size,
         resolution=session.resolution,
         cores=cores(),
+        memory_bytes=psutil.virtual_memory().total,
+        data_bytes=split.info.bytes if split.info and not split.url else None,
         loader_alone=loader_alone.measured,
         model_alone=model_alone.measured,
         together=together.measured,
@@ -311,12 +308,15 @@ def _ignore(batch: Batch) -> None:
 
 
 class _HostBatches:
-    """One batch in host memory, copied to the device again and again."""
+    """One batch in host memory, pinned as loaders' are, copied to the device again and again."""
 
     batches_per_epoch = 1 << 20
 
-    def __init__(self, session: Session, spec: LoaderSpec) -> None:
-        self._batch, self._spec = host_batch(spec, session.resolution), spec
+    def __init__(self, spec: LoaderSpec, resolution: int) -> None:
+        images = torch.zeros(spec.batch_size, resolution, resolution, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+        numbers = torch.arange(spec.batch_size)
+        self._batch = Batch(*(tensor.pin_memory() for tensor in (images, numbers, numbers)))
+        self._spec = spec
 
     def epoch(self, epoch: int, resolution: int, start_batch: int = 0) -> Iterator[Batch]:
         return to_device(itertools.repeat(self._batch, self.batches_per_epoch - start_batch), self._spec)

@@ -16,7 +16,7 @@ from itertools import groupby
 from typing import Literal
 
 from pipeline.profiling import LoaderParts
-from tools.report import Rate
+from tools.report import Rate, number
 from tools.throughput import Profile
 
 Limit = Literal["data", "compute", "storage", "transfer", "shared cores", "undecided", "unexplained"]
@@ -127,7 +127,7 @@ def judge(profile: Profile, others: list[Profile], converted: tuple[Advice, ...]
     limited_by = limit(profile)
     predicted = min(bounds(profile).values())
     sentences = [f"{limited_by if limited_by in _WORDS_ALONE else limited_by + '-bound'}: {_rates(profile)}"]
-    sentences += _WORDS[limited_by](profile)
+    sentences += _WORDS[limited_by](profile) + _cache_words(profile)
     advice = [*measured_advice(profile, others)]
     if limited_by in ("data", "shared cores"):
         advice += converted
@@ -140,17 +140,14 @@ _WORDS_ALONE = ("shared cores", "undecided", "unexplained")
 
 
 def _rates(profile: Profile) -> str:
-    alone = f"the loader gives {_number(profile.loader_alone.rate)} img/s, the model takes "
-    alone += f"{_number(profile.model_alone.rate)}"
-    return f"{alone}; together {_number(profile.together.rate)} (predicted {min(bounds(profile).values()):,.4g})."
-
-
-def _number(rate: Rate) -> str:
-    return f"{rate.median:,.0f}" if rate.median >= 100 else f"{rate.median:.3g}"
+    measured = (profile.loader_alone, profile.model_alone, profile.together)
+    loader, model, together = (number(one.rate.median) for one in measured)
+    predicted = number(min(bounds(profile).values()))
+    return f"the loader gives {loader} img/s, the model takes {model}; together {together} (predicted {predicted})."
 
 
 def _with_quartiles(rate: Rate) -> str:
-    return f"{_number(rate)} ({rate.low:,.4g} to {rate.high:,.4g})"
+    return f"{number(rate.median)} ({number(rate.low)} to {number(rate.high)})"
 
 
 def _data_words(profile: Profile) -> list[str]:
@@ -184,7 +181,7 @@ def _storage_words(profile: Profile) -> list[str]:
 
 def _transfer_words(profile: Profile) -> list[str]:
     assert profile.transfer is not None
-    return [f"Copying to the device alone gives {_number(profile.transfer)} img/s."]
+    return [f"Copying to the device alone gives {number(profile.transfer.median)} img/s."]
 
 
 def _shared_words(profile: Profile) -> list[str]:
@@ -207,6 +204,19 @@ def _unexplained_words(profile: Profile) -> list[str]:
     return ["Neither the loader, the model, the copies nor the cores explain it; --trace shows what the steps do."]
 
 
+def _cache_words(profile: Profile) -> list[str]:
+    """What the page cache makes of the figures."""
+    if profile.left_in_cache:
+        return [
+            f"{profile.left_in_cache:.0%} of the files stayed in the page cache when they were dropped: colder files "
+            f"are slower."
+        ]
+    if profile.left_in_cache is None and (profile.data_bytes or 0) > profile.memory_bytes:
+        sizes = f"The data ({profile.data_bytes / 1e9:,.0f} GB) is larger than the memory"
+        return [f"{sizes} ({profile.memory_bytes / 1e9:,.0f} GB): measure with --cold."]
+    return []
+
+
 _WORDS = {
     "data": _data_words,
     "compute": _compute_words,
@@ -223,9 +233,8 @@ def largest_part(parts: LoaderParts) -> str:
     if not parts.parts_s:
         return "Of the loader's time no part is to be seen."
     name, seconds = max(parts.parts_s.items(), key=lambda item: item[1])
-    return (
-        f"{name.capitalize()} is {seconds / parts.whole_s:.0%} of the loader's {parts.whole_s * 1e3:.2g} ms an image."
-    )
+    whole = f"{parts.whole_s * 1e3:.2g} ms of CPU time an image"
+    return f"{name.capitalize()} is {seconds / parts.whole_s:.0%} of the loader's {whole}."
 
 
 # Advice

@@ -33,6 +33,8 @@ def on_gpu(loader: float, model: float, together: float, spread: float = 0.02, *
         "batch_size": 64,
         "resolution": 224,
         "cores": 8,
+        "memory_bytes": 64 << 30,
+        "data_bytes": 1 << 30,
         "step_s": {},
         "transfer": rate(50_000),
         "parts": PARTS,
@@ -131,6 +133,13 @@ def test_an_estimate_counts_only_as_far_as_the_loader_limits() -> None:
     converted = (Advice(change="convert with --max-side 400", factor=1.2, how="estimated"),)
     assert "convert with --max-side 400 (estimated 1.2x)" in str(judge(on_gpu(2000, 3000, 2000), [], converted))
     assert "convert" not in str(judge(on_gpu(9000, 3000, 3000), [], converted))
+
+
+def test_data_that_no_page_cache_holds_is_to_be_measured_cold() -> None:
+    large = on_gpu(2310, 3900, 2300, data_bytes=150 * 10**9)
+    assert "The data (150 GB) is larger than the memory (69 GB): measure with --cold." in str(judge(large, []))
+    assert "--cold" not in str(judge(replace(large, left_in_cache=0.0), []))
+    assert "25% of the files stayed in the page cache" in str(judge(replace(large, left_in_cache=0.25), []))
 
 
 def test_slow_storage_is_told_what_memory_would_give() -> None:

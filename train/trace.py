@@ -1,0 +1,38 @@
+"""--profile-steps: a trace of some steps of a run, for chrome://tracing or ui.perfetto.dev."""
+
+from pathlib import Path
+
+import torch
+
+
+def parse_steps(text: str) -> range:
+    """`20:30` are the steps 20 to 29 of a run, counted from 0. Raises ValueError."""
+    first, separator, end = text.partition(":")
+    if not (separator and first.isdigit() and end.isdigit() and int(first) < int(end)):
+        raise ValueError(f"--profile-steps {text}: must be FIRST:END, like 20:30 for the steps 20 to 29")
+    return range(int(first), int(end))
+
+
+class StepTrace:
+    """Traces the steps that --profile-steps names; nothing runs, and nothing is slower, before and after them."""
+
+    def __init__(self, steps: str | None, path: Path) -> None:
+        self._steps = parse_steps(steps) if steps else range(0)
+        self._path = path
+        self._profiler: torch.profiler.profile | None = None
+
+    def before(self, step: int) -> None:
+        """Call before each step with its number."""
+        if self._profiler is None and step in self._steps:
+            self._profiler = torch.profiler.profile(activities=torch.profiler.supported_activities())
+            self._profiler.start()
+        elif self._profiler is not None and step not in self._steps:
+            self.close()
+
+    def close(self) -> None:
+        """Write what was traced."""
+        if self._profiler is not None:
+            self._profiler.stop()  # waits for the device
+            self._profiler.export_chrome_trace(str(self._path))
+            self._profiler = None
+            self._steps = range(0)
