@@ -190,12 +190,13 @@ class Scale:
         """An axis on which all of them can be read."""
         logarithmic = max(rates) > LOGARITHMIC * min(rates)
         factors = (1,) if max(rates) > 1000 * min(rates) else (1, 2, 5)
-        exponents = range(math.floor(math.log10(min(rates))) - 1, math.ceil(math.log10(max(rates))) + 1)
+        exponents = range(math.floor(math.log10(min(rates))), math.ceil(math.log10(max(rates))) + 1)
         steps = [factor * 10.0**exponent for exponent in exponents for factor in factors]
         if logarithmic:
             low = max(step for step in steps if step <= min(rates))
-            high = min(step for step in [*steps, 10.0**exponents.stop] if step >= max(rates))
-            return cls(low, high, tuple(step for step in [*steps, high] if low <= step <= high), True)
+            high = min(step for step in steps if step >= max(rates))
+            return cls(low, high, tuple(step for step in steps if low <= step <= high), True)
+        steps += [step / 100 for step in steps]
         step = min(step for step in steps if max(rates) / step <= 6)
         count = math.ceil(max(rates) / step)
         return cls(0.0, step * count, tuple(step * times for times in range(count + 1)), False)

@@ -38,9 +38,11 @@ from train.metrics import WARMUP_STEPS
 from train.session import Session, open_data
 
 PART_IMAGES = 256
-"""About so many images are measured part by part."""
+"""About so many images are measured part by part, or what a worker loads in a second, if that is less."""
 PART_ROUNDS = 3
 TRACED_STEPS = 5
+HANDED_OVER_S = 0.01
+"""A batch that is ready is handed over sooner."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,12 +156,11 @@ def _measure_all(session: Session, options: Options) -> Profile:
     loader_alone = Windowed(feed, _ignore)
     model_alone = Windowed(Feed(synthetic, session), session.train_step)
     together = Windowed(feed, session.train_step, clock)
-    measured = [loader_alone, model_alone, together]
-    if session.device.type != "cpu":  # on a CPU nothing is copied
-        measured.append(Windowed(Feed(_HostBatches(spec, session.resolution), session), _ignore))
-    measure_in_turn(measured, windows)
+    transfer = None if session.device.type == "cpu" else _transfer(session, spec)
+    measure_in_turn([one for one in (loader_alone, model_alone, together, transfer) if one], windows)
     if options.trace:
         trace(feed, options.trace)
+    rate = loader_alone.measured.rate
     return Profile(
         loader=config.loader,
         model=config.model,
@@ -175,9 +176,9 @@ def _measure_all(session: Session, options: Options) -> Profile:
         model_alone=model_alone.measured,
         together=together.measured,
         step_s=together.step_s,
-        transfer=measured[3].measured.rate if len(measured) > 3 else None,
-        parts=_measure_parts(session, spec, None) if options.parts else None,
-        cold_parts=_measure_parts(session, spec, files) if options.parts and options.cold else None,
+        transfer=transfer.measured.rate if transfer else None,
+        parts=_measure_parts(session, spec, rate, None) if options.parts else None,
+        cold_parts=_measure_parts(session, spec, rate, files) if options.parts and options.cold else None,
         left_in_cache=feed.left_in_cache,
     )
 
@@ -186,24 +187,28 @@ class Feed:
     """Endless batches of a loader, which makes up to `ahead` of them ahead. With `files`, they are dropped from the
     page cache before each window, which then is a new epoch from its beginning."""
 
-    def __init__(self, loader: Loader, session: Session, ahead: int = 1, files: list[Path] | None = None) -> None:
+    def __init__(self, loader: Loader, session: Session, ahead: int = 0, files: list[Path] | None = None) -> None:
         self.session, self.left_in_cache = session, None if files is None else 1.0
         self._loader, self._ahead, self._files = loader, ahead, files
         self._epochs = itertools.count()
         self._batches = self._endless()
 
-    def begin_window(self) -> Iterator[Batch]:
-        """The batches of a window."""
+    def begin_window(self, step: Callable[[Batch], object]) -> Iterator[Batch]:
+        """The batches of a window, without those that were made while nobody measured, and after one step that is not
+        measured; of a cold one, from the first."""
         if self._files is not None:
             self._batches.close()
             page_cache.drop(self._files)
             self.left_in_cache = page_cache.resident_share(self._files)
             self._batches = self._endless()
+            return self._batches
+        for _ in range(self._ahead):
+            asked = time.perf_counter()
+            next(self._batches)
+            if time.perf_counter() - asked > HANDED_OVER_S:
+                break  # it was not there yet, and so are those behind it
+        step(next(self._batches))
         return self._batches
-
-    def lead_in(self, steps: int) -> int:
-        """How many batches to take before a window of so many: those that were made while nobody measured."""
-        return min(self._ahead, steps) if self._files is None else 0
 
     @property
     def longest_window(self) -> float:
@@ -263,9 +268,7 @@ class Windowed:
 
     def _run(self, steps: int) -> Taken:
         feed, clock = self._feed, self._clock
-        batches = feed.begin_window()
-        for batch in itertools.islice(batches, feed.lead_in(steps)):
-            self._step(batch)
+        batches = feed.begin_window(self._step)
         synchronize(feed.session.device)
         same_on_all(0, feed.session.world)  # all begin at once
         if clock:
@@ -303,6 +306,11 @@ def measure_in_turn(measured: list[Windowed], windows: Windows) -> None:
             one.window()
 
 
+def _transfer(session: Session, spec: LoaderSpec) -> Windowed:
+    """What `to_device` does, and nothing else. On a CPU it has nothing to do."""
+    return Windowed(Feed(_HostBatches(spec, session.resolution), session), _ignore)
+
+
 def _ignore(batch: Batch) -> None:
     """A step that does nothing."""
 
@@ -325,12 +333,13 @@ class _HostBatches:
         """Holds nothing but memory."""
 
 
-def _measure_parts(session: Session, spec: LoaderSpec, files: list[Path] | None) -> LoaderParts | None:
-    """Where rank 0's loader spends its time; each image from the disk where `files` are given."""
+def _measure_parts(session: Session, spec: LoaderSpec, rate: Rate, files: list[Path] | None) -> LoaderParts | None:
+    """Where rank 0's loader, which gives `rate`, spends its time; each image from the disk where `files` are given."""
     parts = None
     if session.world.is_main:
         before = (lambda: None) if files is None else (lambda: page_cache.drop(files))
-        batches = max(2, math.ceil(PART_IMAGES / spec.batch_size))
+        in_a_second = rate.median / (spec.world_size * max(1, spec.workers))
+        batches = max(2, math.ceil(min(PART_IMAGES, in_a_second) / spec.batch_size))
         parts = measure_parts(session.config.loader, spec, session.resolution, batches, PART_ROUNDS, before=before)
     same_on_all(0, session.world)  # the others leave it the machine
     return parts
@@ -339,7 +348,7 @@ def _measure_parts(session: Session, spec: LoaderSpec, files: list[Path] | None)
 def trace(feed: Feed, path: Path) -> None:
     """Write a Chrome trace of a few training steps (for chrome://tracing or ui.perfetto.dev)."""
     session = feed.session
-    batches = feed.begin_window()
+    batches = feed.begin_window(session.train_step)
     with torch.profiler.profile(activities=torch.profiler.supported_activities()) as profiler:
         for batch in itertools.islice(batches, TRACED_STEPS):
             session.train_step(batch)

@@ -133,6 +133,7 @@ def judge(profile: Profile, others: list[Profile], converted: tuple[Advice, ...]
         advice += converted
     if limited_by == "storage":
         advice += _memory_advice(profile)
+    advice.sort(key=lambda one: -one.factor)
     return Verdict(limited_by=limited_by, predicted=predicted, sentences=tuple(sentences), advice=tuple(advice))
 
 

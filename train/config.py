@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import models
 from pipeline import loaders
+from train import trace
 
 DEFAULT_DATA = "data/shards"
 
@@ -82,9 +83,13 @@ class TrainConfig:
     """Steps between log lines."""
     log_indices: bool = False
     """Write the dataset positions of every batch to indices-rank<R>.jsonl (waits for the device each step)."""
+    profile_steps: str | None = None
+    """Trace these steps of the run, like 20:30, to trace-rank<R>.json (for ui.perfetto.dev)."""
 
     def __post_init__(self) -> None:
         models.check_options(self.model, self.model_options)
+        if self.profile_steps:
+            trace.parse_steps(self.profile_steps)
         if self.loader not in ("auto", *loaders.names()):
             loaders.load(self.loader)  # raises, listing the known ones
         for name in ("nproc", "nnodes", "epochs", "batch_size", "print_freq", "keep_checkpoints"):

@@ -25,6 +25,7 @@ from train.device import configure_math, require, select, synchronize
 from train.launch import World, finalize, initialize
 from train.metrics import THROUGHPUT_DEFINITION, RunWriter, Throughput, Totals, plot_curves
 from train.session import Session, batch_too_large, has_validation, open_data
+from train.trace import StepTrace
 
 log = logging.getLogger(__name__)
 
@@ -192,6 +193,8 @@ class Run:
         if config.log_indices:
             path = self.directory / f"indices-rank{rank}.jsonl"
             self.indices_file = self._open.enter_context(path.open("a" if config.resume else "w"))
+        self.trace = StepTrace(config.profile_steps, self.directory / f"trace-rank{rank}.json")
+        self._open.callback(self.trace.close)
         if self.is_main:
             with complete_or_absent(self.directory / "config.json") as file:
                 json.dump(config.as_dict(), file, indent=1)
@@ -244,6 +247,7 @@ class Run:
         self.throughput.resume()
         batches = session.training.epoch(position.epoch, session.resolution, position.batch)
         for batch in self._progress(self.throughput.waiting(batches)):
+            self.trace.before(position.step)
             logits = session.train_step(batch)
             totals.add(logits, batch.labels)
             self._log_indices(batch.indices)
@@ -331,9 +335,15 @@ class Run:
         images_per_s = self.throughput.images_per_s * self.session.world.size
         seconds = time.perf_counter() - self.started
         result = result_line(self.evaluation, images_per_s, seconds, self.loader_name, self.directory)
+        result |= {"data_wait": round(self.throughput.data_wait, 3), "limited_by": self.throughput.limited_by}
         if self.is_main:
             plot_curves([self.directory], self.directory / "curves.png")
             log.info("images/s: %s", THROUGHPUT_DEFINITION)
+            log.info(
+                "limited by %s: %.1f %% of the time was spent waiting for data",
+                self.throughput.limited_by,
+                100 * self.throughput.data_wait,
+            )
             with complete_or_absent(self.directory / "result.json") as file:
                 json.dump(result, file, indent=1)
         return result

@@ -119,6 +119,11 @@ class Throughput:
         """The share of the time spent waiting for data, 0 to 1."""
         return self.waited / self.elapsed if self.elapsed else 0.0
 
+    @property
+    def limited_by(self) -> str:
+        """What the run waited for: data, where it would be 1.1 times faster without that, else compute."""
+        return "data" if self.data_wait > 1 - 1 / 1.1 else "compute"
+
 
 class RunWriter:
     """metrics.jsonl and TensorBoard of a run. Rows of steps after `step` are dropped: a resumed run makes them

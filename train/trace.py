@@ -1,8 +1,11 @@
 """--profile-steps: a trace of some steps of a run, for chrome://tracing or ui.perfetto.dev."""
 
+import logging
 from pathlib import Path
 
 import torch
+
+log = logging.getLogger(__name__)
 
 
 def parse_steps(text: str) -> range:
@@ -30,9 +33,11 @@ class StepTrace:
             self.close()
 
     def close(self) -> None:
-        """Write what was traced."""
+        """Write what was traced. Says so where a run had none of the steps."""
         if self._profiler is not None:
             self._profiler.stop()  # waits for the device
             self._profiler.export_chrome_trace(str(self._path))
             self._profiler = None
-            self._steps = range(0)
+        elif self._steps:
+            log.warning("--profile-steps %d:%d: this run made none of these steps", self._steps.start, self._steps.stop)
+        self._steps = range(0)

@@ -63,7 +63,11 @@ def test_a_run_leaves_everything_a_user_looks_for(
 ) -> None:
     run_dir = tmp_path / "run"
     result = train("--data", dataset, *SMALL, "--epochs", 2, "--run-dir", run_dir, "--loader", "torch", capsys=capsys)
-    assert result.keys() == {"top1", "top5", "evaluated", "loss", "images_per_s", "seconds", "loader", "run_dir"}
+    limits = {"data_wait", "limited_by"}
+    assert result.keys() - limits == {
+        "top1", "top5", "evaluated", "loss", "images_per_s", "seconds", "loader", "run_dir"
+    }  # fmt: skip
+    assert result["limited_by"] == ("data" if result["data_wait"] > 1 / 11 else "compute")
     assert result["evaluated"] == 19
     assert result["images_per_s"] > 0
     assert json.loads((run_dir / "result.json").read_text()) == result
@@ -79,6 +83,13 @@ def test_a_run_leaves_everything_a_user_looks_for(
     # Resumed when all is done, as after a kill at the very end: the result stays.
     again = ["--data", dataset, *SMALL, "--epochs", 2, "--run-dir", run_dir, "--loader", "torch", "--resume", "auto"]
     assert train(*again, capsys=capsys)["top1"] == result["top1"]
+
+
+def test_chosen_steps_are_traced(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--data", dataset, *SMALL, "--epochs", 1, "--run-dir", tmp_path, "--loader", "synthetic"]
+    train(*arguments, "--profile-steps", "3:5", capsys=capsys)
+    events = json.loads((tmp_path / "trace-rank0.json").read_text())["traceEvents"]
+    assert sum(event.get("name") == "Optimizer.step#SGD.step" for event in events) == 2
 
 
 def test_every_loader_trains_on_the_same_samples(
