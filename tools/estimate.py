@@ -47,7 +47,8 @@ def conversion_factors(split: Split, resolution: int) -> dict[str, float]:
             converted = [Sample(prepare(jpeg, 0, handling).data, label) for jpeg, label in originals]
         except BadImage:
             continue  # the converter would stop too
-        factors[change] = before / _cpu_seconds(converted, resolution)
+        if converted != originals:  # tiled images are not changed by tiling
+            factors[change] = before / _cpu_seconds(converted, resolution)
     return factors
 
 

@@ -223,15 +223,15 @@ def leave(
 
 
 def result(base: Profile, verdict: Verdict) -> dict[str, Any]:
-    """A loader's entry in the result line."""
-    return {
-        "loader": base.loader,
-        "loader_images_per_s": round(base.loader_alone.rate.median, 1),
-        "model_images_per_s": round(base.model_alone.rate.median, 1),
-        "train_images_per_s": round(base.together.rate.median, 1),
-        "predicted_images_per_s": round(verdict.predicted, 1),
-        "limited_by": verdict.limited_by,
+    """A loader's entry in the result line; rates to four digits."""
+    rates = {
+        "loader": base.loader_alone.rate.median,
+        "model": base.model_alone.rate.median,
+        "train": base.together.rate.median,
+        "predicted": verdict.predicted,
     }
+    rounded = {f"{name}_images_per_s": float(f"{rate:.4g}") for name, rate in rates.items()}
+    return {"loader": base.loader, **rounded, "limited_by": verdict.limited_by}
 
 
 if __name__ == "__main__":

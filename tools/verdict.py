@@ -110,7 +110,10 @@ def _limit_of_bounds(profile: Profile) -> Limit:
     loader, model = profile.loader_alone.rate, profile.model_alone.rate
     if profile.device == "cpu" and busy(profile) >= IDLE:
         share = loader_share(profile)
-        return "compute" if share < MINOR else "data" if share > 1 - MINOR else "shared cores"
+        if share < MINOR:
+            return "compute"
+        too_few_workers = loader.median < bounds(profile)["cores"]  # the model leaves it cores that it does not use
+        return "data" if share > 1 - MINOR or too_few_workers else "shared cores"
     if loader.overlaps(model):
         return "undecided"
     if loader.median > model.median:

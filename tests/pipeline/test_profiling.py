@@ -60,11 +60,10 @@ def test_the_parts_sum_to_the_whole(name: str, photographs: Path) -> None:
 @pytest.mark.parametrize("name", ["webdataset", "dali"])
 def test_what_a_library_does_not_show_is_other(name: str, photographs: Path) -> None:
     parts = parts_of(name, photographs)
-    assert set(parts.parts_s) < set(PARTS)
-    assert set(parts.parts_s) >= {"read", "crop", "resize"}
-    if name == "dali":  # which decodes in threads of its own
-        assert "decode" not in parts.parts_s
-        assert parts.other_s > parts.parts_s["crop"]
+    seen = set(parts.parts_s)
+    # DALI decodes in threads of its own; webdataset takes the tar stream apart.
+    assert seen == ({"read", "crop", "resize"} if name == "dali" else set(PARTS))
+    assert parts.other_s > 0
 
 
 def test_a_loader_is_left_as_it_was(photographs: Path) -> None:

@@ -57,6 +57,12 @@ def on_cpu(loader_cpu_s: float, model_cpu_s: float, together: float, **fields: A
     )
 
 
+def with_one_worker(loader_cpu_s: float, model_cpu_s: float) -> Profile:
+    """The loader has one of the two cores."""
+    profile = on_cpu(loader_cpu_s, model_cpu_s, 1 / loader_cpu_s, workers=1)
+    return replace(profile, loader_alone=measured(1 / loader_cpu_s, loader_cpu_s))
+
+
 SLOW_READS = replace(PARTS, read_wait_s=9e-3)
 
 
@@ -73,6 +79,7 @@ SLOW_READS = replace(PARTS, read_wait_s=9e-3)
         (on_cpu(1e-2, 1e-4, 2 / 1.01e-2), "data"),
         (on_cpu(1e-3, 2e-3, 2 / 3e-3), "shared cores"),
         (on_cpu(1e-3, 2e-3, 400), "unexplained"),
+        (with_one_worker(3e-3, 1e-3), "data"),
     ],
 )
 def test_the_limit_follows_from_what_was_measured(profile: Profile, expected: str) -> None:
