@@ -54,6 +54,8 @@ class Measured:
     """CPU seconds an image, worker processes included."""
     cores_used: float
     """CPU seconds a second, of all processes."""
+    others_cores: float
+    """The same of all other programs on the machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,16 +233,24 @@ def cpu_seconds() -> float:
     return total
 
 
-class Taken:
-    """What a window took: `images`, `seconds` of the slowest process, `cpu_s`, over all processes."""
+def machine_cpu_seconds() -> float:
+    """CPU time of everything on the machine so far; what its hypervisor gave to other machines counts."""
+    times = psutil.cpu_times()
+    return sum(times) - times.idle - times.iowait - times.guest - times.guest_nice  # guests are in user and nice too
 
-    def __init__(self, images: int, seconds: float, cpu_s: float) -> None:
-        rows: list[Any] = [(images, seconds, cpu_s)]
+
+class Taken:
+    """What a window took, over all processes: `images`, `seconds` of the slowest, `cpu_s`; `machine_s` is the CPU time
+    of everything on the machine."""
+
+    def __init__(self, images: int, seconds: float, cpu_s: float, machine_s: float) -> None:
+        rows: list[Any] = [(images, seconds, cpu_s, machine_s)]
         if dist.is_initialized():
             rows = [None] * dist.get_world_size()
-            dist.all_gather_object(rows, (images, seconds, cpu_s))
+            dist.all_gather_object(rows, (images, seconds, cpu_s, machine_s))
         columns = list(zip(*rows, strict=True))
         self.images, self.seconds, self.cpu_s = sum(columns[0]), max(columns[1]), sum(columns[2])
+        self.machine_s = max(columns[3])
 
 
 class Windowed:
@@ -273,12 +283,13 @@ class Windowed:
         same_on_all(0, feed.session.world)  # all begin at once
         if clock:
             clock.seconds()  # of what was before
-        images, started, cpu = 0, time.perf_counter(), cpu_seconds()
+        images, started, cpu, machine = 0, time.perf_counter(), cpu_seconds(), machine_cpu_seconds()
         for batch in itertools.islice(clock.timed(batches) if clock else batches, steps):
             images += len(batch.labels)
             self._step(batch)
         synchronize(feed.session.device)
-        taken = Taken(images, time.perf_counter() - started, cpu_seconds() - cpu)
+        seconds, machine = time.perf_counter() - started, machine_cpu_seconds() - machine
+        taken = Taken(images, seconds, cpu_seconds() - cpu, machine)
         if clock:
             self._phases.append(clock.seconds())
         return taken
@@ -287,8 +298,12 @@ class Windowed:
     def measured(self) -> Measured:
         """The medians of the windows."""
         rate = Rate.of([one.images / one.seconds for one in self._taken])
-        cpu_s = median(one.cpu_s / one.images for one in self._taken)
-        return Measured(rate=rate, cpu_s=cpu_s, cores_used=median(one.cpu_s / one.seconds for one in self._taken))
+        return Measured(
+            rate=rate,
+            cpu_s=median(one.cpu_s / one.images for one in self._taken),
+            cores_used=median(one.cpu_s / one.seconds for one in self._taken),
+            others_cores=median(max(0.0, one.machine_s - one.cpu_s) / one.seconds for one in self._taken),
+        )
 
     @property
     def step_s(self) -> dict[str, float]:

@@ -25,6 +25,8 @@ TOLERANCE = 0.10
 """How far what was measured of both together may be from the prediction."""
 MINOR = 0.10
 """On a CPU: a loader or a model with less than this share of the CPU time is not what limits."""
+CLEAR = 3
+"""What alone is so many times faster than the other is not what limits, however much the measurements scatter."""
 WORTH = 1.05
 """Advice has to promise more than this factor."""
 IDLE = 0.5
@@ -97,13 +99,19 @@ def waits_for_storage(profile: Profile) -> bool:
 
 def limit(profile: Profile) -> Limit:
     """What limits the run."""
-    predicted, measured = min(bounds(profile).values()), profile.together.rate
     decided = _limit_of_bounds(profile)
-    if abs(measured.median - predicted) <= TOLERANCE * predicted:
+    least, measured = (1 - TOLERANCE) * min(bounds(profile).values()), profile.together.rate
+    if measured.median >= least:
         return decided
-    if measured.low <= predicted <= measured.high:
-        return "undecided"
-    return "unexplained" if measured.median < predicted else decided
+    if measured.high < least:
+        return "unexplained"
+    return decided if _clear(profile) else "undecided"
+
+
+def _clear(profile: Profile) -> bool:
+    """Whether the loader and the model are so far apart that no noise hides which is slower."""
+    rates = profile.loader_alone.rate.median, profile.model_alone.rate.median
+    return max(rates) > CLEAR * min(rates)
 
 
 def _limit_of_bounds(profile: Profile) -> Limit:
@@ -130,7 +138,7 @@ def judge(profile: Profile, others: list[Profile], converted: tuple[Advice, ...]
     limited_by = limit(profile)
     predicted = min(bounds(profile).values())
     sentences = [f"{limited_by if limited_by in _WORDS_ALONE else limited_by + '-bound'}: {_rates(profile)}"]
-    sentences += _WORDS[limited_by](profile) + _cache_words(profile)
+    sentences += _WORDS[limited_by](profile) + _cache_words(profile) + _other_programs(profile)
     advice = [*measured_advice(profile, others)]
     if limited_by in ("data", "shared cores"):
         advice += converted
@@ -206,6 +214,16 @@ def _undecided_words(profile: Profile) -> list[str]:
 
 def _unexplained_words(profile: Profile) -> list[str]:
     return ["Neither the loader, the model, the copies nor the cores explain it; --trace shows what the steps do."]
+
+
+def _other_programs(profile: Profile) -> list[str]:
+    """What was not ours on the machine."""
+    others = max(one.others_cores for one in (profile.loader_alone, profile.model_alone, profile.together))
+    if others < MINOR * profile.cores:
+        return []
+    return [
+        f"Other programs took up to {others:.1f} of the {profile.cores} cores meanwhile: the figures are theirs too."
+    ]
 
 
 def _cache_words(profile: Profile) -> list[str]:

@@ -16,7 +16,7 @@ def rate(value: float, spread: float = 0.02) -> Rate:
 
 
 def measured(value: float, cpu_s: float = 1e-4, spread: float = 0.02) -> Measured:
-    return Measured(rate=rate(value, spread), cpu_s=cpu_s, cores_used=cpu_s * value)
+    return Measured(rate=rate(value, spread), cpu_s=cpu_s, cores_used=cpu_s * value, others_cores=0.0)
 
 
 PARTS = LoaderParts(images=256, whole_s=1e-3, parts_s={"read": 1e-4, "decode": 7e-4, "resize": 2e-4})
@@ -75,6 +75,9 @@ SLOW_READS = replace(PARTS, read_wait_s=9e-3)
         (on_gpu(9000, 3900, 2000), "unexplained"),
         (on_gpu(3900, 4000, 3900), "undecided"),
         (on_gpu(9000, 3900, 3000, spread=0.4), "undecided"),
+        (on_gpu(39000, 3900, 3000, spread=0.4), "compute"),
+        (on_gpu(39000, 3900, 3000), "unexplained"),
+        (on_gpu(9000, 3900, 4500), "compute"),
         (on_cpu(1e-3, 1e-1, 2 / 1.01e-1), "compute"),
         (on_cpu(1e-2, 1e-4, 2 / 1.01e-2), "data"),
         (on_cpu(1e-3, 2e-3, 2 / 3e-3), "shared cores"),
@@ -147,6 +150,13 @@ def test_data_that_no_page_cache_holds_is_to_be_measured_cold() -> None:
     assert "The data (150 GB) is larger than the memory (69 GB): measure with --cold." in str(judge(large, []))
     assert "--cold" not in str(judge(replace(large, left_in_cache=0.0), []))
     assert "25% of the files stayed in the page cache" in str(judge(replace(large, left_in_cache=0.25), []))
+
+
+def test_other_programs_on_the_machine_are_told() -> None:
+    profile = on_gpu(9000, 3000, 2950)
+    busy = replace(profile, model_alone=replace(profile.model_alone, others_cores=2.5))
+    assert "Other programs took up to 2.5 of the 8 cores meanwhile" in str(judge(busy, []))
+    assert "Other programs" not in str(judge(profile, []))
 
 
 def test_slow_storage_is_told_what_memory_would_give() -> None:
