@@ -3,7 +3,8 @@
     python tools/bench_convert.py --src data/imagenet
 
 All of them read the same images (`--src`'s class folders, each image `--repeat` times), in turn, `--rounds` times;
-the table shows medians. Images per CPU second is what one core does when nothing else limits it.
+the table shows medians and their spread; what was measured and a bar chart go to `--out`. Images per CPU second is what
+one core does when nothing else limits it.
 """
 
 import sys
@@ -30,6 +31,7 @@ from tqdm import tqdm
 from pipeline.cli import run_command
 from pipeline.errors import InputError
 from pipeline.formats.folder import list_class_folders, list_classes
+from tools import report
 from tools.convert_imagenet import ConvertSettings, convert
 
 Convert = Callable[[Path, Path], object]
@@ -44,6 +46,8 @@ class BenchSettings:
 
     src: Path = Path("data/imagenet")
     """ImageNet's folder; the class folders in train/ are read."""
+    out: Path = Path("runs/bench-convert")
+    """Where convert.json and the bar chart convert.png go."""
     repeat: int = 4
     """How often each image is in the measured set."""
     rounds: int = 3
@@ -143,21 +147,31 @@ def bench(settings: BenchSettings) -> dict[str, Any]:
         for _ in tqdm(range(settings.rounds), desc="rounds", disable=None):
             for variant, run in runs.items():
                 took[variant].append(measure(run, src, Path(name) / "target"))
-    rates = {
-        variant: [count / statistics.median(column) for column in zip(*seconds, strict=True)]
-        for variant, seconds in took.items()
+    wall, cpu = (
+        {variant: [count / one[which] for one in seconds] for variant, seconds in took.items()} for which in (0, 1)
+    )
+    return tell(settings, wall, cpu, count)
+
+
+def tell(settings: BenchSettings, wall: report.Rates, cpu: report.Rates, count: int) -> dict[str, Any]:
+    """Print the table and leave what was measured; `wall` and `cpu` are images per second of each."""
+    compared = dict.fromkeys(wall, (FFCV_WRITER, TAR_WRITER))
+    print("all cores", report.ratio_table("images/s", wall, compared), sep="\n")
+    print("\none core", report.ratio_table("images/CPU s", cpu, compared), sep="\n")
+    found = report.machine()
+    print(f"\n{report.machine_line(found)}")
+    colours = {name: report.OURS for name in wall if name not in (FFCV_WRITER, TAR_WRITER)}
+    report.draw_bars(settings.out / "convert.png", "images/s", wall, colours)
+    content = {"machine": found, "images": count, "images_per_s": wall, "images_per_cpu_s": cpu}
+    report.write_json(settings.out / "convert.json", content)
+    medians = {
+        variant: {
+            "images_per_s": round(statistics.median(wall[variant])),
+            "per_cpu_s": round(statistics.median(cpu[variant])),
+        }
+        for variant in wall
     }
-    return report(rates, count)
-
-
-def report(rates: dict[str, list[float]], count: int) -> dict[str, Any]:
-    """Print the table; returns it as a result."""
-    print(f"{'':32}{'images/s':>10}{'per CPU s':>11}{'x FFCV':>9}{'x TarWriter per core':>23}")
-    for variant, (wall, cpu) in rates.items():
-        ffcv = f"{wall / rates[FFCV_WRITER][0]:.2f}" if FFCV_WRITER in rates else "-"
-        print(f"{variant:32}{wall:10.0f}{cpu:11.0f}{ffcv:>9}{cpu / rates[TAR_WRITER][1]:23.2f}")
-    table = {variant: {"images_per_s": round(wall), "per_cpu_s": round(cpu)} for variant, (wall, cpu) in rates.items()}
-    return {"images": count, "variants": table}
+    return {"images": count, "variants": medians}
 
 
 if __name__ == "__main__":

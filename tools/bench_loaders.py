@@ -5,7 +5,7 @@
 `--data` is an ImageNet folder or a converted dataset. Its training images are converted as each variant needs them,
 into a temporary folder. All give batches of uint8 at 224 x 224 on the CPU: RandomResizedCrop and flip, or a centre crop
 in evaluation. An epoch of each in turn, `--rounds` times; the first epoch of each is not counted. The table shows
-medians of images/s; it and a bar chart go to `--out`.
+medians of images/s and their spread; what was measured and a bar chart go to `--out`.
 """
 
 import sys
@@ -39,6 +39,7 @@ from pipeline.contract import CropPolicy, LoaderSpec
 from pipeline.conversion.sources import Request, open_source
 from pipeline.dataset import open_split
 from pipeline.decode import cropped
+from tools import report
 from tools.convert_imagenet import ConvertSettings, convert
 
 RESOLUTION = 224
@@ -66,7 +67,7 @@ class BenchSettings:
     data: Path = Path("data/imagenet")
     """ImageNet's folder (or archives' folder) or a converted dataset."""
     out: Path = Path("runs/bench-loaders")
-    """Where the table and the bar chart go."""
+    """Where loaders.json and the bar chart loaders.png go."""
     images: int = 1200
     """Images of an epoch; fewer are repeated."""
     rounds: int = 5
@@ -261,33 +262,15 @@ def bench(settings: BenchSettings) -> dict[str, Any]:
                 count = run(number)
                 if number:
                     rates[variant].append(count / (time.perf_counter() - started))
-    medians = {variant: statistics.median(values) for variant, values in rates.items()}
-    print_table(medians)
-    draw(medians, settings.out / "loaders.png")
-    return {"images": settings.images, "images_per_s": {name: round(value) for name, value in medians.items()}}
-
-
-def print_table(medians: dict[str, float]) -> None:
-    """Images/s, and the ratios to what each of ours is to be compared with."""
-    for name, value in medians.items():
-        peers = [peer for peer in COMPARED.get(name, ()) if peer in medians]
-        ratios = [f"{value / medians[peer]:.2f} x {peer.partition(':')[0]}" for peer in peers]
-        print(f"{name:40}{value:8.0f}   {', '.join(ratios)}".rstrip())
-
-
-def draw(medians: dict[str, float], path: Path) -> None:
-    """A bar for each, ours in another colour."""
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 0.36 * len(medians) + 1), layout="constrained")
-    names = list(medians)[::-1]
-    colours = ["#c44e52" if name in COMPARED else "#999999" if name == CEILING else "#4c72b0" for name in names]
-    bars = axes.barh(names, [medians[name] for name in names], color=colours)
-    axes.bar_label(bars, fmt="%.0f", padding=3)
-    axes.set_xlabel("images/s")
-    axes.spines[["top", "right"]].set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    found = report.machine()
+    print(report.ratio_table("images/s", rates, COMPARED), report.machine_line(found), sep="\n\n")
+    colours = dict.fromkeys(COMPARED, report.OURS) | {CEILING: report.CEILING}
+    report.draw_bars(settings.out / "loaders.png", "images/s", rates, colours)
+    report.write_json(
+        settings.out / "loaders.json", {"machine": found, "images": settings.images, "images_per_s": rates}
+    )
+    medians = {variant: round(statistics.median(values)) for variant, values in rates.items()}
+    return {"images": settings.images, "images_per_s": medians}
 
 
 if __name__ == "__main__":

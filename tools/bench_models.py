@@ -2,7 +2,8 @@
 
     python tools/bench_models.py --model pnasnet5large,pyramidnet164_a48 --batch-size 4
 
-Ours and the reference take turns in one process; the median counts.
+Ours and the reference take turns in one process; the median counts. The table, the spread of what was measured and
+the machine go to `--out`.
 """
 
 import sys
@@ -25,11 +26,13 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
+from tqdm import tqdm
 
 import models
 from models import pyramidnet
 from models.__main__ import gmacs
 from pipeline.cli import run_command
+from tools import report
 from train.device import AMP_DTYPES, configure_math, select, synchronize
 
 log = logging.getLogger(__name__)
@@ -77,6 +80,8 @@ class BenchSettings:
     """Measurements of each rate; the median counts."""
     compile: bool = True
     """Measure compiled networks too, which takes minutes on a CPU."""
+    out: Path = Path("runs/bench-models")
+    """Where models.json and the bar chart models.png go."""
 
     def __post_init__(self) -> None:
         for name in self.model_names:
@@ -250,6 +255,7 @@ def compare(settings: BenchSettings, name: str, variant: Variant) -> dict[str, f
                     seconds[who].append(taken)
         for who, candidate in candidates.items():
             row[f"{what}_{who}_images_per_s"] = round(settings.batch_size / median(seconds[who]), 2)
+            row[f"{what}_{who}_spread"] = round(report.Rate.of(seconds[who]).spread, 3)
             row[f"{what}_{who}_mib"] = round(peak(candidate, actions[who]), 1)
     return row
 
@@ -287,36 +293,50 @@ def measure(settings: BenchSettings, name: str, variant: Variant, ceiling: float
     return row
 
 
-def line(row: dict[str, Any]) -> str:
-    """A row as text: ours, the reference, and ours over the reference."""
-    text = f"{row['model']:<20}{row['variant']:<28}"
+COLUMNS = (
+    "",
+    *(f"{what} {column}" for what in ("forward", "step") for column in ("images/s", "reference", "ratio")),
+    *(f"{what} {column}" for what in ("forward", "step") for column in ("MiB", "reference", "ratio")),
+    "TFLOP/s",
+    "of matrix",
+)
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """A row of the table: ours, the reference, and ours over the reference."""
+    found = [f"{row['model']} {row['variant']}"]
     for what in ("forward", "step"):
-        ours, reference = (row[f"{what}_{who}_images_per_s"] for who in ("ours", "reference"))
-        text += f"{ours:>10.2f}{reference:>10.2f}{ours / reference:>7.2f}"
+        rates = {who: row[f"{what}_{who}_images_per_s"] for who in ("ours", "reference")}
+        found += [f"{rate:.2f} ±{row[f'{what}_{who}_spread']:.0%}" for who, rate in rates.items()]
+        found.append(f"{rates['ours'] / rates['reference']:.2f}")
     for what in ("forward", "step"):
         ours, reference = (row[f"{what}_{who}_mib"] for who in ("ours", "reference"))
-        text += f"{ours:>9.0f}{reference:>9.0f}{ours / reference:>7.2f}"
-    if "step_tflops" in row:
-        text += f"{row['step_tflops']:>10}{row['share_of_matrix_rate']:>8.0%}"
-    return text
+        found += [f"{ours:.0f}", f"{reference:.0f}", f"{ours / reference:.2f}"]
+    if "step_tflops" not in row:
+        return [*found, "", ""]
+    return [*found, str(row["step_tflops"]), f"{row['share_of_matrix_rate']:.0%}"]
 
 
 def bench(settings: BenchSettings) -> dict[str, Any]:
     """The command."""
-    on_cpu = select(settings.device, 0, 1).type == "cpu"
+    device = select(settings.device, 0, 1)
+    on_cpu = device.type == "cpu"
     ceiling = None if on_cpu else in_a_process(matrix_rate, settings)
+    variants = CPU_VARIANTS if on_cpu else ACCELERATOR_VARIANTS
+    chosen = [variant for variant in variants if settings.compile or not variant.compile]
+    runs = [(name, variant) for name in settings.model_names for variant in chosen]
+    rows = [measure(settings, name, variant, ceiling) for name, variant in tqdm(runs, desc="models", disable=None)]
+    found = report.machine(device)
+    log.info("%s\n", report.table(COLUMNS, [cells(row) for row in rows]))
     if ceiling:
         log.info("bf16 matrix product of %d: %.0f TFLOP/s", MATRIX_SIDE, ceiling)
-    log.info(
-        "%-48s%27s%27s%25s%25s", "ours, reference, ratio; batch " + str(settings.batch_size), "forward images/s",
-        "step images/s", "forward MiB", "step MiB",
-    )  # fmt: skip
-    rows = []
-    for name in settings.model_names:
-        for variant in CPU_VARIANTS if on_cpu else ACCELERATOR_VARIANTS:
-            if settings.compile or not variant.compile:
-                rows.append(measure(settings, name, variant, ceiling))
-                log.info("%s", line(rows[-1]))
+    log.info("batch %d; %s", settings.batch_size, report.machine_line(found))
+    report.write_json(settings.out / "models.json", {"machine": found, "rows": rows, "matrix_tflops": ceiling})
+    ratios = {
+        f"{row['model']} {row['variant']}": [row["step_ours_images_per_s"] / row["step_reference_images_per_s"]]
+        for row in rows
+    }
+    report.draw_bars(settings.out / "models.png", "training step: images/s over the reference's", ratios, {})
     return {"rows": rows, "matrix_tflops": ceiling}
 
 

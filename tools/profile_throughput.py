@@ -1,8 +1,8 @@
-"""What limits training: the loader alone, the model alone on synthetic images, and both together.
+"""What limits training, and what to change: `python tools/profile_throughput.py --data data/shards --model resnet152`.
 
-    python tools/profile_throughput.py --data data/shards --model torchvision/resnet50 --loader ffcv,torch
-
-Everything goes through the code that training uses.
+Measures the loader alone, the model alone on synthetic images and both together, through the code that training uses;
+where the loader's time and the step's time go; and, asked for, the same with other settings. Says in words what that
+means, and writes profile.json and a page with pictures.
 """
 
 import sys
@@ -10,177 +10,229 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import dataclasses
 import logging
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from statistics import median
 from typing import Any, Literal
 
 from tqdm import tqdm
 
 from pipeline import loaders
 from pipeline.cli import run_command
-from pipeline.contract import Batch, Loader
+from pipeline.dataset import Split
+from pipeline.errors import InputError
+from tools import profile_page, report
+from tools.estimate import conversion_factors
+from tools.profile_tables import other_notes, part_table, rate_table, step_table, sweep_table
+from tools.throughput import Options, Profile, Windows, profile
+from tools.verdict import WORTH, Advice, Verdict, faster_loader, judge, limit
 from train.config import DEFAULT_DATA, TrainConfig
-from train.device import configure_math, select, synchronize
-from train.launch import World
+from train.device import select
 from train.loop import check
-from train.session import Session, open_data
+from train.session import open_data
 
 log = logging.getLogger(__name__)
 
-UNDECIDED = 0.10  # rates closer than this are not told apart
+AXES = ("workers", "batch_size", "resolution", "nproc")
+"""What --sweep can change."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileSettings:
-    """Measure what limits training: the loader, the model, or what they share."""
+    """Measure what limits training, and say what to change."""
 
     data: str = DEFAULT_DATA
-    """Directory made by tools/convert_imagenet.py, or an ImageNet folder."""
+    """As in train/run.py."""
     model: str = "torchvision/resnet50"
     """As in train/run.py."""
     loader: str = "auto"
-    """Loaders to measure, separated by commas."""
+    """Loaders to measure, separated by commas; all: every one that is installed and reads the data."""
     workers: int | None = None
-    """Loading threads or processes; default: the machine's cores."""
+    """Loading threads or processes of each training process; default: the machine's cores over --nproc."""
     batch_size: int = 64
+    """Images of each process in a step."""
     resolution: int | None = None
+    nproc: int = 1
+    """Training processes on this machine, one a device."""
     device: Literal["auto", "cpu", "cuda", "npu", "sdaa"] = "auto"
     amp: Literal["off", "bf16", "fp16"] = "off"
     compile: bool = False
     """torch.compile the model."""
+    sweep: tuple[str, ...] = ()
+    """Measure with other settings too, one at a time: workers=1,2,4 batch-size=32,64 resolution=160,224 nproc=1,2."""
+    cold: bool = False
+    """Drop the data from the page cache before each measurement, as if it did not fit into memory."""
+    trace: bool = False
+    """Write a trace of a few steps with each loader, for chrome://tracing or ui.perfetto.dev."""
     windows: int = 5
     """Measurements of each rate; the median counts."""
-    window_steps: int = 8
-    """Batches in a measurement."""
+    window_seconds: float = 1.0
+    """How long a measurement takes at least (one step, if that is longer)."""
+    out: Path = Path("runs/profile")
+    """Where profile.json, profile.html and the traces go."""
 
     def __post_init__(self) -> None:
-        if self.windows < 1 or self.window_steps < 1:
-            raise ValueError("--windows and --window-steps must be at least 1")
+        if self.windows < 1 or self.window_seconds <= 0:
+            raise ValueError("--windows must be at least 1, and --window-seconds above 0")
         if not self.loader_names:
             raise ValueError("--loader: name at least one")
+        if self.cold and self.data.startswith(("http://", "https://")):
+            raise ValueError(f"--cold: {self.data} is not in this machine's page cache")
         for name in self.loader_names:
-            self.training_config(name)
+            for changes in ({}, *self.sweep_points):
+                self.training_config(name if name != "all" else "auto", changes)
 
     @property
     def loader_names(self) -> list[str]:
         """--loader as a list."""
         return [name.strip() for name in self.loader.split(",") if name.strip()]
 
-    def training_config(self, loader: str) -> TrainConfig:
+    @property
+    def sweep_points(self) -> list[dict[str, int]]:
+        """--sweep as changes to the settings."""
+        points = []
+        for axis in self.sweep:
+            name, _, values = axis.partition("=")
+            name = name.replace("-", "_")
+            if name not in AXES or not all(value.isdigit() for value in values.split(",")):
+                raise ValueError(f"--sweep {axis}: is not like workers=1,2,4; it can change {', '.join(AXES)}")
+            points += [{name: int(value)} for value in values.split(",")]
+        return points
+
+    def training_config(self, loader: str, changes: dict[str, int]) -> TrainConfig:
         """The settings of the training run that is measured."""
-        return TrainConfig(
-            data=self.data,
-            model=self.model,
-            loader=loader,
-            workers=self.workers,
-            batch_size=self.batch_size,
-            resolution=self.resolution,
-            device=self.device,
-            amp=self.amp,
-            compile=self.compile,
-        )
+        names = ("data", "model", "workers", "batch_size", "resolution", "nproc", "device", "amp", "compile")
+        return TrainConfig(loader=loader, **({name: getattr(self, name) for name in names} | changes))
 
 
-def endless(loader: Loader, resolution: int) -> Iterator[Batch]:
-    """Batches of one epoch after the other."""
-    epoch = 0
-    while True:
-        yield from loader.epoch(epoch, resolution)
-        epoch += 1
+def chosen_loaders(settings: ProfileSettings) -> list[str]:
+    """--loader, with `auto` and `all` decided. Raises InputError for one that cannot read the data."""
+    names: list[str] = []
+    split = open_data(settings.training_config("auto", {}), "train")
+    for name in settings.loader_names:
+        if name == "auto":
+            chosen, why = loaders.choose(split)
+            log.info("loader auto: %s (%s)", chosen, why)
+            names.append(chosen)
+        elif name == "all":
+            names += usable(split)
+        else:
+            loaders.load(name)  # a missing package is told before anything is measured
+            names.append(name)
+    return list(dict.fromkeys(names))
 
 
-def measure(session: Session, loader: Loader, settings: ProfileSettings, train: bool) -> float:
-    """Median images per second over the windows, after one window to warm up."""
-    batches = endless(loader, session.resolution)
-    rates = []
-    for _ in range(settings.windows + 1):
-        started, images = time.perf_counter(), 0
-        for _ in range(settings.window_steps):
-            batch = next(batches)
-            images += len(batch.labels)
-            if train:
-                session.train_step(batch)
-        synchronize(session.device)
-        rates.append(images / (time.perf_counter() - started))
-    return median(rates[1:])
+def changes_anything(base: Profile, changes: dict[str, int]) -> bool:
+    """Whether a point of the sweep is another than what was measured already."""
+    return any(getattr(base, name) != value for name, value in changes.items())
 
 
-def profile_loader(name: str, settings: ProfileSettings, model_rate: float | None) -> dict[str, Any]:
-    """The three rates with one loader, and what they mean."""
-    config = settings.training_config(name)
-    check(config)
-    device = select(config.device, 0, 1)
-    split = open_data(config, "train")
-    with Session(config, World(), device) as session:
-        session.build_training(name, split)
-        session.model.train()
-        if model_rate is None:
-            model_rate = measure(session, session.open_loader("synthetic", split, True), settings, train=True)
-        loader_rate = measure(session, session.training, settings, train=False)
-        train_rate = measure(session, session.training, settings, train=True)
-    return {
-        "loader": name,
-        "loader_images_per_s": round(loader_rate, 1),
-        "model_images_per_s": round(model_rate, 1),
-        "train_images_per_s": round(train_rate, 1),
-        "limited_by": limit(loader_rate, model_rate, train_rate, device.type),
-    }
+def usable(split: Split) -> list[str]:
+    """The loaders that are installed and can read the split; why another one is not measured is logged."""
+    found = []
+    for name in loaders.PREFERENCE:
+        try:
+            module = loaders.load(name)
+        except InputError as error:
+            log.info("%s", error)
+            continue
+        if set(module.READS) & set(split.formats):
+            found.append(name)
+    return found
 
 
-def limit(loader_rate: float, model_rate: float, train_rate: float, device_type: str) -> str:
-    """`data`, `compute`, `shared cores` (the loader and a model on CPU take them from each other) or `undecided`."""
-    if device_type == "cpu" and train_rate < (1 - UNDECIDED) * min(loader_rate, model_rate):
-        return "shared cores"
-    if abs(loader_rate - model_rate) < UNDECIDED * max(loader_rate, model_rate):
-        return "undecided"
-    return "data" if loader_rate < model_rate else "compute"
+def measure(settings: ProfileSettings, loader: str, changes: dict[str, int], *, base: bool) -> Profile:
+    """One loader with one setting; with all details where it is the base of the others."""
+    config = settings.training_config(loader, changes)
+    options = Options(
+        windows=Windows(count=settings.windows, seconds=settings.window_seconds),
+        cold=settings.cold,
+        parts=base,
+        trace=settings.out / f"trace-{loader}.json" if settings.trace and base else None,
+    )
+    return profile(config, options)
 
 
-def sentence(row: dict[str, Any]) -> str:
-    """What the rates mean, in words."""
-    loader, model, both = (row[f"{what}_images_per_s"] for what in ("loader", "model", "train"))
-    rates = f"the loader gives {loader:,.0f} img/s, the model takes {model:,.0f}, together {both:,.0f}"
-    if row["limited_by"] == "data":
-        return f"{row['loader']}: data-bound: {rates}. The device idles {1 - loader / model:.0%} of the time."
-    if row["limited_by"] == "compute":
-        return f"{row['loader']}: compute-bound: {rates}. The loader has {loader / model:.1f}x headroom."
-    if row["limited_by"] == "shared cores":
-        return f"{row['loader']}: the loader and the model share the CPU's cores: {rates}."
-    return f"{row['loader']}: undecided: {rates}, too close to tell apart."
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """The rates as text."""
-    lines = [f"{'loader':<12}{'loader img/s':>14}{'model img/s':>14}{'together':>12}  limited by"]
-    lines += [
-        f"{row['loader']:<12}{row['loader_images_per_s']:>14,.0f}{row['model_images_per_s']:>14,.0f}"
-        f"{row['train_images_per_s']:>12,.0f}  {row['limited_by']}"
-        for row in rows
-    ]
-    return "\n".join(lines)
-
-
-def profile(settings: ProfileSettings) -> dict[str, Any]:
+def profile_all(settings: ProfileSettings) -> dict[str, Any]:
     """The command."""
-    configure_math(deterministic=False)
-    names = settings.loader_names
-    if "auto" in names:
-        chosen, why = loaders.choose(open_data(settings.training_config("auto"), "train"))
-        log.info("loader auto: %s (%s)", chosen, why)
-        names = [chosen if name == "auto" else name for name in names]
-    for name in names:
-        loaders.load(name)  # a missing package is told before anything is measured
-    rows: list[dict[str, Any]] = []
-    for name in tqdm(names, desc="profiling", disable=None):
-        rows.append(profile_loader(name, settings, rows[0]["model_images_per_s"] if rows else None))
-    log.info("%s\n", table(rows))
-    for row in rows:
-        log.info("%s", sentence(row))
-    return {"loaders": rows}
+    for changes in ({}, *settings.sweep_points):
+        check(settings.training_config("auto", changes))  # before minutes are spent on the others
+    names = chosen_loaders(settings)
+    bases = [measure(settings, name, {}, base=True) for name in tqdm(names, desc="loaders", disable=None)]
+    points = [(base, changes) for base in bases for changes in settings.sweep_points if changes_anything(base, changes)]
+    swept = [
+        measure(settings, base.loader, changes, base=False)
+        for base, changes in tqdm(points, desc="sweep", disable=None if points else True)
+    ]
+    everything = sorted([*bases, *swept], key=lambda one: names.index(one.loader))
+    converted = estimate_conversions(settings, bases)
+    verdicts = [judge(base, everything, conversion_advice(base, converted)) for base in bases]
+    tell(bases, everything, verdicts)
+    return leave(settings, bases, everything, verdicts)
+
+
+def estimate_conversions(settings: ProfileSettings, bases: list[Profile]) -> dict[str, float]:
+    """What other data would give, where a loader is what limits."""
+    if not any(limit(base) in ("data", "shared cores") for base in bases):
+        return {}
+    split = open_data(settings.training_config("auto", {}), "train")
+    return conversion_factors(split, bases[0].resolution)
+
+
+def conversion_advice(base: Profile, factors: dict[str, float]) -> tuple[Advice, ...]:
+    """The conversions that would make the run faster."""
+    gains = {change: faster_loader(base, factor) for change, factor in factors.items()}
+    return tuple(
+        Advice(change=change, factor=gain, how="estimated", why=f"{factors[change]:.1f}x less CPU time to load")
+        for change, gain in gains.items()
+        if gain > WORTH
+    )
+
+
+def tell(bases: list[Profile], everything: list[Profile], verdicts: list[Verdict]) -> None:
+    """Words first, then tables."""
+    for base, verdict in zip(bases, verdicts, strict=True):
+        log.info("\n%s: %s", base.loader, verdict)
+    tables = [rate_table(bases, verdicts), part_table(bases), step_table(bases)]
+    if len(everything) > len(bases):
+        tables.append(sweep_table(everything))
+    for header, *rows in tables:
+        log.info("\n%s", report.table(header, rows))
+    for note in other_notes(bases):
+        log.info("%s", note)
+
+
+def leave(
+    settings: ProfileSettings, bases: list[Profile], everything: list[Profile], verdicts: list[Verdict]
+) -> dict[str, Any]:
+    """Write profile.json and profile.html; returns the result line."""
+    found = report.machine(select(settings.device, 0, 1))
+    content = {
+        "machine": found,
+        "command": " ".join(sys.argv),
+        "verdicts": [
+            {"loader": base.loader} | dataclasses.asdict(verdict) | {"text": str(verdict)}
+            for base, verdict in zip(bases, verdicts, strict=True)
+        ],
+        "profiles": [dataclasses.asdict(one) for one in everything],
+    }
+    report.write_json(settings.out / "profile.json", content)
+    profile_page.write(settings.out / "profile.html", report.machine_line(found), bases, everything, verdicts)
+    log.info("%s\nwritten: %s and profile.html", report.machine_line(found), settings.out / "profile.json")
+    return {"loaders": [result(*pair) for pair in zip(bases, verdicts, strict=True)], "out": str(settings.out)}
+
+
+def result(base: Profile, verdict: Verdict) -> dict[str, Any]:
+    """A loader's entry in the result line; rates to four digits."""
+    rates = {
+        "loader": base.loader_alone.rate.median,
+        "model": base.model_alone.rate.median,
+        "train": base.together.rate.median,
+        "predicted": verdict.predicted,
+    }
+    rounded = {f"{name}_images_per_s": float(f"{rate:.4g}") for name, rate in rates.items()}
+    return {"loader": base.loader, **rounded, "limited_by": verdict.limited_by}
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(profile, ProfileSettings))
+    sys.exit(run_command(profile_all, ProfileSettings))

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import models
 from pipeline import loaders
 from pipeline.errors import InputError
+from train import trace
 
 DEFAULT_DATA = "data/shards"
 _UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
@@ -142,6 +143,8 @@ class TrainConfig:
     """Steps between log lines. The loss is looked at there: one that is not finite ends the run."""
     log_indices: bool = False
     """Write the dataset positions of every batch to indices-rank<R>.jsonl (waits for the device each step)."""
+    profile_steps: str | None = None
+    """Trace these steps of the run, like 20:30, to trace-rank<R>.json (for ui.perfetto.dev)."""
 
     def __post_init__(self) -> None:
         models.check_options(self.model, self.model_options)
@@ -169,6 +172,7 @@ class TrainConfig:
             "checkpoint_every": Interval.parse,
             "loss_scale": _loss_scale,
             "progressive_resize": _sides,
+            "profile_steps": trace.parse_steps,
         }
         for name, read in readers.items():
             try:

@@ -4,9 +4,10 @@ import logging
 import os
 import sys
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -65,9 +66,17 @@ def launch(config: TrainConfig) -> None:
 
     Raises InputError with the first failing rank's message where that rank found bad input.
     """
+    os.environ[_OURS] = "1"
+    in_processes(config, sys.executable, str(Path(__file__).with_name("run.py")), *sys.argv[1:])
+
+
+def in_processes(config: TrainConfig, entry: Callable[..., Any] | str, *arguments: Any) -> dict[int, Any]:
+    """Run a program or a function in --nproc processes and wait for them; a function's results by rank.
+
+    Raises InputError with the first failing rank's message where that rank found bad input.
+    """
     cores = len(os.sched_getaffinity(0))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // config.nproc)))
-    os.environ[_OURS] = "1"
     single = config.nnodes == 1
     settings = LaunchConfig(
         min_nodes=config.nnodes,
@@ -83,16 +92,15 @@ def launch(config: TrainConfig) -> None:
     )
     # The launcher would print a report of every rank; _report prints the first failure.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    script = Path(__file__).with_name("run.py")
     try:
-        elastic_launch(settings, sys.executable)(str(script), *sys.argv[1:])
+        return elastic_launch(settings, entry)(*arguments)
     except ChildFailedError as error:
         _report(error)
     except SignalException as error:
         sys.exit(128 + error.sigval)
 
 
-def _report(error: ChildFailedError) -> None:
+def _report(error: ChildFailedError) -> NoReturn:
     # Ranks that lose their connection to the one that stopped can be seen to fail in the same second.
     bad_input = [item for item in error.failures.items() if item[1].exitcode == EXIT_BAD_INPUT]
     rank, failure = bad_input[0] if bad_input else error.get_first_failure()

@@ -22,6 +22,7 @@ from train.launch import World, same_on_all
 from train.metrics import RunWriter, plot_curves
 from train.resume import Resumed
 from train.session import Position
+from train.trace import StepTrace
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ class RunDirectory:
     """One process's view of the run directory. Use as a context manager: entering makes, locks and opens it."""
 
     path: Path
+    trace: StepTrace
+    """Of --profile-steps."""
     writer: RunWriter | None = None
     """metrics.jsonl and TensorBoard, on the main rank."""
 
@@ -108,6 +111,8 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)  # on every machine
         rank = self._world.rank
         self._open_log("train.log" if rank == 0 else f"train-rank{rank}.log")
+        self.trace = StepTrace(self._config.profile_steps, self.path / f"trace-rank{rank}.json")
+        self._open.callback(self.trace.close)
         if self._config.log_indices:
             file = (self.path / f"indices-rank{rank}.jsonl").open("a", buffering=1)
             self._indices = self._open.enter_context(file)

@@ -60,6 +60,7 @@ class Trainer:
         for batch in self._training_bar(self.throughput.waiting(batches)):
             steps = position.step
             self.directory.write_indices(position.epoch, position.batch, batch.indices)
+            self.directory.trace.before(steps)
             logits, loss = session.train_step(batch)
             self._count(logits, loss, batch.labels)
             if position.step > steps:

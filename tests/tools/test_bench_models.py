@@ -5,17 +5,18 @@ import torch
 
 import models
 from pipeline.cli import run_command
-from tools.bench_models import CPU_VARIANTS, REFERENCES, BenchSettings, Candidate, bench, compare, line, peak
+from tools.bench_models import COLUMNS, CPU_VARIANTS, REFERENCES, BenchSettings, Candidate, bench, cells, compare, peak
 
 
 def test_ours_and_the_reference_get_rates_and_peaks() -> None:
     settings = BenchSettings(model="pyramidnet164_a48", batch_size=2, resolution=32, device="cpu", rounds=1)
     row = compare(settings, "pyramidnet164_a48", CPU_VARIANTS[1])
-    assert len(row) == 8
-    assert min(row.values()) > 0
+    assert len(row) == 12
+    assert min(value for name, value in row.items() if "spread" not in name) > 0
     assert row["step_ours_mib"] < row["step_reference_mib"]
-    text = line(row | {"model": "pyramidnet164_a48", "variant": "channels-last"})
-    assert f"{row['step_ours_images_per_s']:.2f}" in text
+    found = cells(row | {"model": "pyramidnet164_a48", "variant": "channels-last"})
+    assert f"{row['step_ours_images_per_s']:.2f} ±0%" in found
+    assert len(found) == len(COLUMNS)
 
 
 def test_the_peak_is_of_all_that_is_alive_at_once() -> None:

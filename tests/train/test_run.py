@@ -84,6 +84,13 @@ def test_a_run_leaves_everything_a_user_looks_for(
     assert train(*again, capsys=capsys)["top1"] == result["top1"]
 
 
+def test_chosen_steps_are_traced(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--data", dataset, *SMALL, "--epochs", 1, "--run-dir", tmp_path, "--loader", "synthetic"]
+    train(*arguments, "--profile-steps", "3:5", capsys=capsys)
+    events = json.loads((tmp_path / "trace-rank0.json").read_text())["traceEvents"]
+    assert sum(event.get("name") == "Optimizer.step#SGD.step" for event in events) == 2
+
+
 def test_every_loader_trains_on_the_same_samples(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

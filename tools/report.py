@@ -1,0 +1,133 @@
+"""What measuring commands print and leave: tables, the machine they ran on, a JSON file, a bar chart."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
+
+import matplotlib
+import torch
+
+from pipeline.formats.files import complete_or_absent
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+PACKAGES = ("torch", "torchvision", "numba", "ffcv", "nvidia-dali-cuda130", "webdataset")
+"""Whose versions a measurement depends on."""
+
+Rates = Mapping[str, Sequence[float]]
+"""What each variant gave in each round; more is better."""
+
+
+def number(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """A rate as it was measured several times: the median and the quartiles around it."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Rate":
+        """From each measurement."""
+        low, middle, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else (*values,) * 3
+        return cls(median=middle, low=low, high=high)
+
+    @property
+    def spread(self) -> float:
+        """Half the distance of the quartiles, as a share of the median."""
+        return (self.high - self.low) / 2 / self.median
+
+    def overlaps(self, other: "Rate") -> bool:
+        """Whether the quartiles do not tell the two apart."""
+        return self.low <= other.high and other.low <= self.high
+
+    def __str__(self) -> str:
+        return f"{number(self.median)} ±{self.spread:.0%}"
+
+
+OURS, PEER, CEILING = "#c44e52", "#4c72b0", "#999999"
+
+
+def machine(device: torch.device | None = None) -> dict[str, str]:
+    """What measured: processor, cores, device, versions."""
+    found = {"cpu": _processor(), "cores": str(len(os.sched_getaffinity(0)))}
+    if device is not None and device.type != "cpu":
+        module = torch.get_device_module(device)
+        found["device"] = str(getattr(module, "get_device_name", lambda _: device.type)(device))
+    found["python"] = platform.python_version()
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _processor() -> str:
+    """The processor's name. ARM's Linux gives none."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def machine_line(found: Mapping[str, str]) -> str:
+    """`machine()` in one line."""
+    versions = [f"{name} {version}" for name, version in found.items() if name not in ("cpu", "cores", "device")]
+    device = [found["device"]] if "device" in found else []
+    return ", ".join([f"{found['cores']} cores of {found['cpu']}", *device, *versions])
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text, the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    lines = []
+    for row in (columns, *rows):
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def ratio_table(what: str, rates: Rates, compared: Mapping[str, Sequence[str]]) -> str:
+    """A row for each variant: the median, its spread, and ratios to the variants that it is compared with."""
+    made = {name: Rate.of(values) for name, values in rates.items()}
+    rows = []
+    for name, rate in made.items():
+        peers = [peer for peer in compared.get(name, ()) if peer in made]
+        ratios = [f"{rate.median / made[peer].median:.2f} x {peer.partition(':')[0]}" for peer in peers]
+        rows.append((name, str(rate), ", ".join(ratios)))
+    return table(("", what, ""), rows)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Complete or not at all."""
+    with complete_or_absent(path) as file:
+        json.dump(content, file, indent=1)
+        file.write("\n")
+
+
+def draw_bars(path: Path, what: str, rates: Rates, colours: Mapping[str, str]) -> None:
+    """A bar for each variant with its quartiles; `colours` by name, PEER where it has none."""
+    figure, axes = pyplot.subplots(figsize=(8, 0.36 * len(rates) + 1), layout="constrained")
+    names = list(rates)[::-1]
+    made = [Rate.of(rates[name]) for name in names]
+    medians, errors = [rate.median for rate in made], [rate.median * rate.spread for rate in made]
+    bars = axes.barh(names, medians, xerr=errors, color=[colours.get(name, PEER) for name in names], ecolor="#555555")
+    axes.bar_label(bars, fmt="%.4g", padding=6)
+    axes.set_xlabel(what)
+    axes.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
