@@ -21,7 +21,7 @@ from tools.profile_tables import (
 )
 from tools.report import number
 from tools.step_clock import PHASES
-from tools.throughput import Profile
+from tools.throughput import AXES, Profile
 from tools.verdict import Verdict
 
 TEMPLATE = Path(__file__).with_name("profile_page.html")
@@ -100,12 +100,12 @@ def stacks(
     bars = []
     for (name, values), total in zip(rows, totals, strict=True):
         pieces = tuple(
-            Piece(part, values[part], 100 * values[part] / longest, number)
-            for number, part in enumerate(shown)
+            Piece(part, values[part], 100 * values[part] / longest, colour)
+            for colour, part in enumerate(shown)
             if values.get(part, 0.0) > 0
         )
         bars.append(Stack(name, pieces, total))
-    legend = tuple((name, number) for number, name in enumerate(shown))
+    legend = tuple((name, colour) for colour, name in enumerate(shown))
     return Stacks(tuple(bars), legend, unit, ceiling, 100 * drawn / longest if drawn else 0.0)
 
 
@@ -129,7 +129,7 @@ def step_stacks(profiles: list[Profile]) -> Stacks:
 def charts(bases: list[Profile], everything: list[Profile]) -> list[Chart]:
     """A chart for each swept setting: what each loader gives alone and with the model, and what the model takes."""
     made = []
-    for axis in ("workers", "batch_size", "resolution", "nproc"):
+    for axis in AXES:
         swept = {base.loader: _along(axis, base, everything) for base in bases}
         if any(len(profiles) > 1 for profiles in swept.values()):
             made.append(_chart(axis, swept))
@@ -138,7 +138,7 @@ def charts(bases: list[Profile], everything: list[Profile]) -> list[Chart]:
 
 def _along(axis: str, base: Profile, everything: list[Profile]) -> list[Profile]:
     """The profiles that differ from `base` in the swept setting alone, one for each of its values."""
-    fixed = {"loader", "workers", "batch_size", "resolution", "nproc"} - {axis}
+    fixed = {"loader", *AXES} - {axis}
     if axis == "nproc":
         fixed.discard("workers")  # their default follows from it
     found = {

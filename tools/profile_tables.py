@@ -3,7 +3,7 @@
 from pipeline.profiling import PARTS, UNSEEN, LoaderParts
 from tools.report import number
 from tools.step_clock import PHASES
-from tools.throughput import Profile
+from tools.throughput import AXES, Profile
 from tools.verdict import Verdict
 
 OTHER, BESIDE = "other", "side by side"
@@ -66,9 +66,8 @@ def step_table(profiles: list[Profile]) -> Table:
 
 def sweep_table(profiles: list[Profile]) -> Table:
     """A row for each measured setting."""
-    axes = ("workers", "batch_size", "resolution", "nproc")
-    rows = [["images/s", *(axis.replace("_", " ") for axis in axes), "loader alone", "model alone", "together"]]
+    rows = [["images/s", *(axis.replace("_", " ") for axis in AXES), "loader alone", "model alone", "together"]]
     for one in profiles:
         rates = [str(measured.rate) for measured in (one.loader_alone, one.model_alone, one.together)]
-        rows.append([one.loader, *(str(getattr(one, axis)) for axis in axes), *rates])
+        rows.append([one.loader, *(str(getattr(one, axis)) for axis in AXES), *rates])
     return rows

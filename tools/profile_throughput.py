@@ -24,7 +24,7 @@ from pipeline.errors import InputError
 from tools import profile_page, report
 from tools.estimate import conversion_factors
 from tools.profile_tables import other_notes, part_table, rate_table, step_table, sweep_table
-from tools.throughput import Options, Profile, Windows, profile
+from tools.throughput import AXES, Options, Profile, Windows, profile
 from tools.verdict import WORTH, Advice, Verdict, faster_loader, judge, limit
 from train.config import DEFAULT_DATA, TrainConfig
 from train.device import select
@@ -32,9 +32,6 @@ from train.loop import check
 from train.session import open_data
 
 log = logging.getLogger(__name__)
-
-AXES = ("workers", "batch_size", "resolution", "nproc")
-"""What --sweep can change."""
 
 
 @dataclass(frozen=True, kw_only=True)

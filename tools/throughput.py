@@ -36,6 +36,8 @@ from train.launch import World, finalize, in_processes, initialize, same_on_all,
 from train.metrics import WARMUP_STEPS
 from train.session import Session, open_data
 
+AXES = ("workers", "batch_size", "resolution", "nproc")
+"""Settings that a sweep changes."""
 PART_IMAGES = 256
 """About so many images are measured part by part, or what a worker loads in a second, if that is less."""
 PART_ROUNDS = 3

@@ -17,7 +17,7 @@ from typing import Literal
 
 from pipeline.profiling import LoaderParts
 from tools.report import Rate, number
-from tools.throughput import Profile
+from tools.throughput import AXES, Profile
 
 Limit = Literal["data", "compute", "storage", "transfer", "shared cores", "undecided", "unexplained"]
 
@@ -278,8 +278,7 @@ def _setting_of(profile: Profile):  # type: ignore[no-untyped-def]
     """Names the one setting in which another profile of the same images differs, or gives nothing."""
 
     def setting(other: Profile) -> str:
-        names = ("loader", "workers", "batch_size", "nproc", "resolution")
-        differ = [name for name in names if getattr(other, name) != getattr(profile, name)]
+        differ = [name for name in ("loader", *AXES) if getattr(other, name) != getattr(profile, name)]
         return differ[0] if len(differ) == 1 and differ != ["resolution"] else ""
 
     return setting
