@@ -35,7 +35,7 @@ def _copied_ahead(batches: Iterator[Batch], device: torch.device) -> Generator[B
 
 
 def _moved(host: Batch, device: torch.device) -> Batch:
-    """The images travel as they lie in memory, [B, R, R, 3]: not every device makes tensors of channels_last strides."""
+    """The images travel as they lie in memory, [B, R, R, 3]: not every device has channels_last strides."""
     as_they_lie = host._replace(images=host.images.permute(0, 2, 3, 1))
     batch = Batch(*(tensor.to(device, non_blocking=True) for tensor in as_they_lie))
     return batch._replace(images=batch.images.permute(0, 3, 1, 2))

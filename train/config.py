@@ -1,6 +1,7 @@
 """The settings of a run: a frozen dataclass, checked when it is made. The command line is generated from it."""
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,9 +40,13 @@ class TrainConfig:
     nnodes: int = 1
     """Machines."""
     node_rank: int = 0
-    """Number of this machine."""
+    """Number of this machine; rank 0 is on machine 0."""
     rdzv_endpoint: str = "localhost:0"
-    """host:port of machine 0, with --nnodes."""
+    """host:port of machine 0, with --nnodes: a free port there, the same on every machine."""
+    rdzv_timeout: int = 300
+    """Seconds that processes and machines wait for each other at the start."""
+    max_restarts: int = 0
+    """How often the processes are restarted from the newest checkpoint in --run-dir after one has failed."""
     device: Literal["auto", "cpu", "cuda", "npu", "sdaa"] = "auto"
 
     epochs: int = 90
@@ -87,9 +92,9 @@ class TrainConfig:
         models.check_options(self.model, self.model_options)
         if self.loader not in ("auto", *loaders.names()):
             loaders.load(self.loader)  # raises, listing the known ones
-        for name in ("nproc", "nnodes", "epochs", "batch_size", "print_freq", "keep_checkpoints"):
+        for name in ("nproc", "nnodes", "epochs", "batch_size", "print_freq", "keep_checkpoints", "rdzv_timeout"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("seed", "checkpoint_every", "weight_decay", "warmup_epochs", "node_rank"):
+        for name in ("seed", "checkpoint_every", "weight_decay", "warmup_epochs", "node_rank", "max_restarts"):
             self._require(name, getattr(self, name) >= 0, "at least 0")
         self._require("workers", self.workers is None or self.workers >= 0, "at least 0")
         self._require("resolution", self.resolution is None or self.resolution >= 8, "at least 8")
@@ -97,8 +102,11 @@ class TrainConfig:
         self._require("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)")
         self._require("momentum", 0 <= self.momentum < 1, "in [0, 1)")
         self._require("node_rank", self.node_rank < self.nnodes, "below --nnodes")
-        local = self.rdzv_endpoint.startswith("localhost")
-        self._require("rdzv_endpoint", self.nnodes == 1 or not local, "host:port of machine 0 with --nnodes")
+        elsewhere = re.fullmatch(r"(?!localhost:).+:[1-9]\d{0,4}", self.rdzv_endpoint)
+        self._require(
+            "rdzv_endpoint", self.nnodes == 1 or elsewhere is not None, "host:port of machine 0 with --nnodes"
+        )
+        self._require("max_restarts", self.max_restarts == 0 or self.run_dir is not None, "0 without --run-dir")
         self._require("resume", self.resume != "auto" or self.run_dir is not None, "a path without --run-dir")
         self._require("evaluate", self.evaluate is None or self.resume is None, "without --resume")
         self._require("evaluate", self.evaluate is None or self.pretrained is None, "without --pretrained")

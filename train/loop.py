@@ -50,7 +50,7 @@ def run(config: TrainConfig, world: World) -> dict[str, Any] | None:
     check(config)
     device = select(config.device, world.local_rank, world.local_size)
     configure_math(config.deterministic)
-    initialize(world, device)
+    initialize(world, device, config.rdzv_timeout)
     with Session(config, world, device) as session:
         result = evaluate_checkpoint(session, config.evaluate) if config.evaluate else train(session)
     finalize(world)  # not after an exception: the other ranks would fail on the closed connection, and first

@@ -9,7 +9,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from pipeline.cli import EXIT_BAD_INPUT, run_command
+from pipeline.cli import EXIT_BAD_INPUT, EXIT_FAILURE, run_command
 from pipeline.errors import InputError
 from train import launch, loop
 from train.config import TrainConfig
@@ -17,23 +17,28 @@ from train.config import TrainConfig
 
 def main(config: TrainConfig) -> dict[str, Any] | None:
     """Start --nproc processes, or be one of them. Returns the result on the main rank of a run."""
-    if launch.is_worker():
-        return _work(config)
+    world = launch.find_world(config)
+    if world is not None:
+        return _work(config, world)
     loop.check(config)
-    if config.nproc > 1 or config.nnodes > 1:
-        launch.launch(config)
+    if config.nproc > 1 or config.nnodes > 1 or config.max_restarts:
+        launch.launch(config, [__file__, *sys.argv[1:]])
         return None
     return loop.run(config, launch.World())
 
 
-def _work(config: TrainConfig) -> dict[str, Any] | None:
+def _work(config: TrainConfig, world: launch.World) -> dict[str, Any] | None:
     work = record(loop.run)  # an exception reaches the launcher through a file
+    if not launch.reports_to_parent():
+        return work(launch.as_restarted(config), world)
+    launch.end_with_launcher()
+    # After a failure at once and silently, before the other ranks notice and fail too: the launcher tells of it.
     try:
-        return work(config, launch.world_from_environment(config))
+        return work(launch.as_restarted(config), world)
     except InputError:
-        if launch.reports_to_parent():
-            os._exit(EXIT_BAD_INPUT)  # at once, before the other ranks notice and fail too
-        raise
+        os._exit(EXIT_BAD_INPUT)
+    except (Exception, KeyboardInterrupt):
+        os._exit(EXIT_FAILURE)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--model", "torchvision/squeezenet1_1", "--resolution", "32", "--batch-size", "4", "--workers", "1"]
@@ -43,3 +47,18 @@ def losses(run_dir: Path) -> list[float]:
     """The training losses in metrics.jsonl."""
     rows = [json.loads(row) for row in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [row["loss"] for row in rows if row["kind"] == "train"]
+
+
+def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str], timeout: float = 60) -> None:
+    """Wait for something that a running process does."""
+    end = time.monotonic() + timeout
+    while not happened():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end, f"not within {timeout} s"
+        time.sleep(0.02)
+
+
+def weights(run_dir: Path) -> dict[str, Tensor]:
+    """The model in the newest checkpoint of a run."""
+    newest = max((run_dir / "checkpoints").glob("step-*.pt"))
+    return torch.load(newest, weights_only=True)["model"]

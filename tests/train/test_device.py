@@ -22,6 +22,6 @@ def test_a_broken_vendor_package_is_not_passed_over(
     """Choosing the CPU on a machine with accelerators would be a fallback that nobody notices for hours."""
     (tmp_path / "torch_sdaa.py").write_text(fault)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(InputError, match="--device sdaa needs torch_sdaa, which cannot be imported .*sdaa") as raised:
+    with pytest.raises(InputError, match=r"--device sdaa needs torch_sdaa, which cannot be imported .*sdaa") as raised:
         require(device, 1)
     assert "\n" not in str(raised.value)
