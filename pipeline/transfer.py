@@ -24,7 +24,7 @@ def _copied_ahead(batches: Iterator[Batch], device: torch.device) -> Generator[B
     ready: tuple[Batch, torch.Event] | None = None
     for host in batches:
         with copies:
-            batch = Batch(*(tensor.to(device, non_blocking=True) for tensor in host))
+            batch = _moved(host, device)
         copied = copies.record_event()
         if ready is not None:
             yield _hand_over(*ready, device)
@@ -32,6 +32,13 @@ def _copied_ahead(batches: Iterator[Batch], device: torch.device) -> Generator[B
         copied.synchronize()
     if ready is not None:
         yield _hand_over(*ready, device)
+
+
+def _moved(host: Batch, device: torch.device) -> Batch:
+    """The images travel as they lie in memory, [B, R, R, 3]: not every device has channels_last strides."""
+    as_they_lie = host._replace(images=host.images.permute(0, 2, 3, 1))
+    batch = Batch(*(tensor.to(device, non_blocking=True) for tensor in as_they_lie))
+    return batch._replace(images=batch.images.permute(0, 3, 1, 2))
 
 
 def _hand_over(batch: Batch, copied: torch.Event, device: torch.device) -> Batch:

@@ -32,7 +32,7 @@ from tools.report import Rate
 from tools.step_clock import PHASES, StepClock
 from train.config import TrainConfig
 from train.device import configure_math, select, synchronize
-from train.launch import World, finalize, in_processes, initialize, same_on_all, world_from_environment
+from train.launch import World, finalize, find_world, initialize, launch, same_on_all
 from train.metrics import WARMUP_STEPS
 from train.session import Session, open_data
 
@@ -124,13 +124,13 @@ def cores() -> int:
 
 def _launched(config: TrainConfig, options: Options) -> Profile | None:
     with patch.dict(os.environ):  # the launcher sets the threads of each process, for this run alone
-        return in_processes(config, _worker, config, options)[0]
+        return launch(config, _worker, config, options)[0]
 
 
 def _worker(config: TrainConfig, options: Options) -> Profile | None:
     configure_logging()
     try:
-        return record(_work)(config, options, world_from_environment(config))
+        return record(_work)(config, options, find_world(config) or World())
     except InputError:
         os._exit(EXIT_BAD_INPUT)  # at once, before the other ranks notice and fail too
 
@@ -139,7 +139,7 @@ def _work(config: TrainConfig, options: Options, world: World) -> Profile | None
     """As one process of `world`; rank 0 returns what was measured."""
     device = select(config.device, world.local_rank, world.local_size)
     configure_math(deterministic=False)
-    initialize(world, device)
+    initialize(world, device, config.rdzv_timeout)
     with Session(config, world, device) as session:
         made = _measure_all(session, options)
     finalize(world)

@@ -69,9 +69,13 @@ class TrainConfig:
     nnodes: int = 1
     """Machines."""
     node_rank: int = 0
-    """Number of this machine."""
+    """Number of this machine; rank 0 is on machine 0."""
     rdzv_endpoint: str = "localhost:0"
-    """host:port of machine 0, with --nnodes."""
+    """host:port of machine 0, with --nnodes: a free port there, the same on every machine."""
+    rdzv_timeout: int = 300
+    """Seconds that processes and machines wait for each other at the start."""
+    max_restarts: int = 0
+    """How often the processes are restarted from the newest checkpoint in --run-dir after one has failed."""
     device: Literal["auto", "cpu", "cuda", "npu", "sdaa"] = "auto"
 
     epochs: int = 90
@@ -156,10 +160,10 @@ class TrainConfig:
 
     def _check_numbers(self) -> None:
         at_least_1 = ["nproc", "nnodes", "epochs", "batch_size", "accumulate", "print_freq", "keep_checkpoints"]
-        for name in (*at_least_1, "lr_step_size", "num_classes", "performance"):
+        for name in (*at_least_1, "rdzv_timeout", "lr_step_size", "num_classes", "performance"):
             self._require(name, self._unset(name) or getattr(self, name) >= 1, "at least 1")
         at_least_0 = ["seed", "weight_decay", "norm_weight_decay", "bias_weight_decay", "warmup_epochs", "node_rank"]
-        for name in (*at_least_0, "workers", "mixup_alpha", "cutmix_alpha"):
+        for name in (*at_least_0, "max_restarts", "workers", "mixup_alpha", "cutmix_alpha"):
             self._require(name, self._unset(name) or getattr(self, name) >= 0, "at least 0")
         for name in ("lr", "lr_gamma", "clip_grad_norm"):
             self._require(name, self._unset(name) or getattr(self, name) > 0, "above 0")
@@ -182,8 +186,11 @@ class TrainConfig:
 
     def _check_together(self) -> None:
         self._require("node_rank", self.node_rank < self.nnodes, "below --nnodes")
-        local = self.rdzv_endpoint.startswith("localhost")
-        self._require("rdzv_endpoint", self.nnodes == 1 or not local, "host:port of machine 0 with --nnodes")
+        elsewhere = re.fullmatch(r"(?!localhost:).+:[1-9]\d{0,4}", self.rdzv_endpoint)
+        self._require(
+            "rdzv_endpoint", self.nnodes == 1 or elsewhere is not None, "host:port of machine 0 with --nnodes"
+        )
+        self._require("max_restarts", self.max_restarts == 0 or self.run_dir is not None, "0 without --run-dir")
         self._require("resume", self.resume != "auto" or self.run_dir is not None, "a path without --run-dir")
         for name in ("resume", "pretrained", "finetune", "performance"):
             self._require("evaluate", self._unset("evaluate") or self._unset(name), f"without --{name}")

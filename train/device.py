@@ -1,6 +1,7 @@
 """The devices: one row each. Nothing else in Sluice names a vendor."""
 
 import importlib
+import importlib.util
 import os
 from dataclasses import dataclass
 
@@ -31,28 +32,38 @@ AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def select(name: str, local_rank: int, local_world_size: int) -> torch.device:
-    """The device of this process, made current. `auto` is the accelerator PyTorch sees, else the CPU.
-
-    Raises InputError where the vendor's package or enough devices are missing.
-    """
-    if name == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        name = accelerator.type if accelerator is not None and accelerator.type in DEVICE_TYPES else "cpu"
+    """The device of this process, made current. Raises InputError as `require` does."""
+    name = require(name, local_world_size)
     if name == "cpu":
         return torch.device("cpu")
-    require(name, local_world_size)
     torch.accelerator.set_device_index(local_rank)
     return torch.device(name, local_rank)
 
 
-def require(name: str, count: int) -> None:
-    """Raises InputError where the vendor's package or `count` devices are missing; takes none into use."""
-    if name in ("auto", "cpu"):
-        return
+def require(name: str, count: int) -> str:
+    """The device type that --device means; `auto` is the accelerator PyTorch sees, else the CPU. Takes none into use.
+
+    Raises InputError where the vendor's package or `count` devices are missing.
+    """
+    if name == "auto":
+        name = _accelerator() or "cpu"
+    if name == "cpu":
+        return name
     _import_vendor(name)
-    available = _count(name)
+    available = torch.accelerator.device_count() if _current() == name else 0
     if available < count:
         raise InputError(f"--nproc {count}: this machine has {available} {name} device(s)")
+    return name
+
+
+def _accelerator() -> str | None:
+    """The accelerator of this machine. PyTorch sees it only once its vendor's package, where there is one, is
+    imported."""
+    for name, row in DEVICE_TYPES.items():
+        if row.vendor_package and importlib.util.find_spec(row.vendor_package):
+            _import_vendor(name)
+    found = _current()
+    return found if found in DEVICE_TYPES else None
 
 
 def _import_vendor(name: str) -> None:
@@ -61,13 +72,13 @@ def _import_vendor(name: str) -> None:
         return
     try:
         importlib.import_module(package)
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: a library of the vendor's driver
         raise InputError(f"--device {name} needs {package}, which cannot be imported ({error})") from None
 
 
-def _count(name: str) -> int:
+def _current() -> str | None:
     accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return torch.accelerator.device_count() if accelerator is not None and accelerator.type == name else 0
+    return accelerator.type if accelerator is not None else None
 
 
 def synchronize(device: torch.device) -> None:

@@ -71,7 +71,7 @@ def run(config: TrainConfig, world: World) -> dict[str, Any] | None:
         if config.sync_bn and device.type == "cpu":
             raise InputError("--sync-bn: PyTorch has it for accelerators only; leave it out with --device cpu")
         configure_math(config.deterministic)
-        initialize(world, device)
+        initialize(world, device, config.rdzv_timeout)
         try:
             result = evaluate(config, world, device) if config.evaluate else train(config, world, device)
         except Stopped:

@@ -18,11 +18,12 @@ from train.trainer import NonFiniteLossError
 
 def main(config: TrainConfig) -> dict[str, Any] | None:
     """Start --nproc processes, or be one of them. Returns the result on the main rank of a run."""
-    if launch.is_worker():
-        return _work(config)
+    world = launch.find_world(config)
+    if world is not None:
+        return _work(config, world)
     loop.check(config)
-    if config.nproc > 1 or config.nnodes > 1:
-        launch.launch(config)
+    if config.nproc > 1 or config.nnodes > 1 or config.max_restarts:
+        launch.launch(config, __file__, *sys.argv[1:])
         return None
     try:
         return loop.run(config, launch.World())
@@ -30,14 +31,18 @@ def main(config: TrainConfig) -> dict[str, Any] | None:
         sys.exit(f"error: {error}")
 
 
-def _work(config: TrainConfig) -> dict[str, Any] | None:
+def _work(config: TrainConfig, world: launch.World) -> dict[str, Any] | None:
     work = record(loop.run)  # an exception reaches the launcher through a file
+    if not launch.reports_to_parent():
+        return work(launch.as_restarted(config), world)
+    launch.end_with_launcher()
+    # After a failure at once and silently, before the other ranks notice and fail too: the launcher tells of it.
     try:
-        return work(config, launch.world_from_environment(config))
-    except (InputError, NonFiniteLossError) as error:
-        if launch.reports_to_parent():  # at once, before the other ranks notice and fail too
-            os._exit(EXIT_BAD_INPUT if isinstance(error, InputError) else EXIT_FAILURE)
-        raise
+        return work(launch.as_restarted(config), world)
+    except InputError:
+        os._exit(EXIT_BAD_INPUT)
+    except (Exception, KeyboardInterrupt):
+        os._exit(EXIT_FAILURE)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from train.launch import World
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+from train.launch import STOP_SIGNALS, World
 
 
 class Stopped(SystemExit):
@@ -36,7 +34,7 @@ class StopRequests:
         self._told: tuple[Any, torch.Tensor] | None = None
 
     def __enter__(self) -> "StopRequests":
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -80,8 +78,8 @@ class StopRequests:
         Schedulers signal every process of a job; a worker that died of it would take the step with it. One that
         its parent gives up on is still ended, by the parent's end.
         """
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             yield
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)

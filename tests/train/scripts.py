@@ -1,0 +1,64 @@
+"""train/run.py in processes of its own."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["--model", "torchvision/squeezenet1_1", "--resolution", "32", "--batch-size", "4", "--workers", "1"]
+SMALL += ["--loader", "torch", "--device", "cpu"]
+
+
+def start(
+    *arguments: object, launcher: Sequence[str] = (sys.executable,), environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """Start train/run.py; its output goes to pipes."""
+    words = [*launcher, str(ROOT / "train" / "run.py"), *map(str, arguments)]
+    variables = {**os.environ, **(environment or {})}
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=variables)
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """Wait for its end. Fails, having killed it, if that does not come."""
+    try:
+        output, errors = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()  # and with a launcher its processes
+        output, errors = process.communicate()
+        raise AssertionError(f"not done after {timeout} s:\n{errors}") from None
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def result_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """The result line of a run that must have gone well."""
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])["result"]
+
+
+def losses(run_dir: Path) -> list[float]:
+    """The training losses in metrics.jsonl."""
+    rows = [json.loads(row) for row in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if row["kind"] == "train"]
+
+
+def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str], timeout: float = 60) -> None:
+    """Wait for something that a running process does."""
+    end = time.monotonic() + timeout
+    while not happened():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end, f"not within {timeout} s"
+        time.sleep(0.02)
+
+
+def weights(run_dir: Path) -> dict[str, Tensor]:
+    """The model in the newest checkpoint of a run."""
+    newest = max((run_dir / "checkpoints").glob("step-*.pt"))
+    return torch.load(newest, weights_only=True)["model"]
