@@ -2,6 +2,9 @@
 
 The reference decodes the whole image and resizes with torchvision. Loaders cut the tiles under the crop out of a
 tiled JPEG before it is decoded, which gives the same pixels, and resize with `resize_crop`, which is within 1/255.
+
+Decoding at half the size (a DCT scale), where the crop is twice the output, is not used: of 300 crops of ImageNet it
+would concern 7, and change their pixels by 3/255 on average and up to 96/255.
 """
 
 import numpy as np
