@@ -42,8 +42,7 @@ SEAMS = (
     ("pipeline.decode", "decode_image", DECODE),
     ("pipeline.decode", "resize_crop", RESIZE),
     ("pipeline.loaders.torch", "BatchDataset.__getitem__", COLLATE),
-    ("pipeline.loaders.webdataset", "load_sample", COLLATE),
-    ("pipeline.loaders.webdataset", "collate", COLLATE),
+    ("pipeline.loaders.webdataset", "load_batch", COLLATE),
     ("pipeline.loaders.dali", "cropped", CROP),
 )
 """Module, function, and the part its time belongs to, less that of the parts it calls."""
