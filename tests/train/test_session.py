@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.contract import Batch
 from pipeline.dataset import Split, SplitInfo
-from train import device
+from train import device, optim
 from train.config import TrainConfig
 from train.device import DeviceType
 from train.launch import World
@@ -52,11 +52,13 @@ class Linear(nn.Module):
 
 
 @contextlib.contextmanager
-def training_linear(**settings: Any) -> Iterator[Session]:
-    with training(weight_decay=0, lr=0.1, **settings) as session:
+def training_linear(on: torch.device = CPU, **settings: Any) -> Iterator[Session]:
+    with training(on, **{"weight_decay": 0, "momentum": 0, "lr": 0.1, **settings}) as session:
         torch.manual_seed(1)
-        session.model = Linear()
-        session.optimizer = torch.optim.SGD(session.model.parameters(), lr=0.1)
+        session.model = session.plain_model = Linear().to(on)
+        session.optimizer = optim.build_optimizer(session.config, session.model, session.global_batch)
+        session.scheduler = optim.build_scheduler(session.config, session.optimizer, session.steps_per_epoch)
+        session.ema = optim.Ema(session.model, 0.9) if session.config.model_ema else None
         yield session
 
 
@@ -109,7 +111,6 @@ def test_the_seed_decides_the_initial_weights() -> None:
 def test_the_gradient_is_clipped_before_the_step() -> None:
     with training_linear(clip_grad_norm=0.01) as session:
         before = session.model.layer.weight.detach().clone(), session.model.layer.bias.detach().clone()
-        session.plain_model = session.model
         session.train_step(random_batches(1, 4)[0])
         after = session.model.layer.weight, session.model.layer.bias
         moved = torch.cat([(new - old).flatten() for new, old in zip(after, before, strict=True)])
@@ -160,13 +161,16 @@ def test_lars_trains() -> None:
 
 @pytest.mark.parametrize("mixed", [False, True])
 def test_a_step_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch, mixed: bool) -> None:
-    """On the device "meta" tensors have no values: whoever asks for one gets an error instead of waiting for it."""
+    """On the device "meta" tensors have no values: whoever asks for one gets an error instead of waiting for it.
+
+    Without convolutions, whose gradients PyTorch does not know there.
+    """
     monkeypatch.setitem(device.DEVICE_TYPES, "meta", DeviceType(backend="gloo", channels_last=True))
     monkeypatch.setattr(Session, "_autocast", lambda self: contextlib.nullcontext())
     settings = {"model_ema": True, "clip_grad_norm": 1.0, "accumulate": 2, "norm_weight_decay": 0.0}
     mixing = {"mixup_alpha": 0.2, "cutmix_alpha": 1.0} if mixed else {}
     meta = torch.device("meta")
-    with training(meta, label_smoothing=0.1, nesterov=True, **settings, **mixing) as session:
+    with training_linear(meta, label_smoothing=0.1, momentum=0.9, nesterov=True, **settings, **mixing) as session:
         totals, losses = Totals(meta), []
         for batch in session.training_batches():
             logits, loss = session.train_step(batch)
