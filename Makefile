@@ -6,7 +6,7 @@ VENV_PYTHON := .venv/bin/python
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint bench bench-convert bench-models clean
+.PHONY: help env demo test lint bench bench-convert bench-models bench-loop clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ bench-convert: env ## Measure the converter beside FFCV's and webdataset's write
 
 bench-models: env ## Each model against the implementation it replaces; `BENCHARGS="--model alexnet"` chooses
 	$(VENV_PYTHON) tools/bench_models.py $(BENCHARGS)
+
+bench-loop: env ## The training loop against a bare forward-backward-step loop; `BENCHARGS="--model alexnet"`
+	$(VENV_PYTHON) tools/bench_loop.py $(BENCHARGS)
 
 clean: ## Remove .venv and the caches; data and runs stay
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

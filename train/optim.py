@@ -136,11 +136,6 @@ class Ema:
         self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
         self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]  # counts of batches
 
-    @property
-    def network(self) -> nn.Module:
-        """What a checkpoint holds of it."""
-        return self.model.network
-
     @torch.no_grad()
     def update(self) -> None:
         """Move towards the model's present weights. Nothing waits for the device."""

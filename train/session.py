@@ -296,7 +296,7 @@ class Session:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "ema": self.ema.network.state_dict() if self.ema else None,
+            "ema": self.ema.model.network.state_dict() if self.ema else None,
             "rng": {"seed": self.config.seed},  # with the position, all that randomness.seed_step needs
             "position": asdict(self.position) | {"global_batch": self.global_batch, "samples": self.num_samples},
             "config": self.config.as_dict(),
@@ -324,7 +324,7 @@ class Session:
             if self.scaler.is_enabled() and state["scaler"] and self.config.fixed_loss_scale is None:
                 self.scaler.load_state_dict(state["scaler"])
             if self.ema is not None:
-                self.ema.network.load_state_dict(state["ema"] or state["model"])
+                self.ema.model.network.load_state_dict(state["ema"] or state["model"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise

@@ -38,7 +38,8 @@ def run_process(arguments: Sequence[object], log: Path, accident: Accident | Non
     context.set_forkserver_preload(["processes"])
     process = context.Process(target=_train, args=([*map(str, arguments)], log, accident))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the forking process does not take it over by itself
+        # The forking process takes over no sys.path, and the entry of this folder is replaced by train/run.py.
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
         process.start()
     process.join(SECONDS)
     alive = process.is_alive()

@@ -20,7 +20,6 @@ EVERYTHING = [
     "--label-smoothing", 0.1, "--mixup-alpha", 0.4, "--cutmix-alpha", 1, "--model-ema", "--model-ema-decay", 0.9,
     "--amp", "fp16", "--checkpoint-every", 2, "--log-indices",
 ]  # fmt: skip
-LAST = "checkpoints/step-00000015.pt"
 
 
 def assert_equal(left: Any, right: Any, where: str = "") -> None:
@@ -42,13 +41,23 @@ def assert_equal(left: Any, right: Any, where: str = "") -> None:
 
 def assert_same_end(whole: Path, parts: Path) -> None:
     """The same weights, averages, momentum, scale and position; the same batches, each once; the same evaluations."""
-    expected, resumed = (torch.load(run / LAST, weights_only=True) for run in (whole, parts))
+    assert step_of_newest(whole) == step_of_newest(parts)
+    expected, resumed = (torch.load(newest(run), weights_only=True) for run in (whole, parts))
     expected["config"], resumed["config"] = {}, {}  # they differ in the run directory
     assert_equal(expected, resumed)
     for run in sorted(whole.glob("indices-rank*.jsonl")):
         assert run.read_text() == (parts / run.name).read_text()
     assert evaluations(whole) == evaluations(parts)
     assert not list(parts.glob("checkpoints/.*.partial"))
+
+
+def newest(run: Path) -> Path:
+    return max(run.glob("checkpoints/step-*.pt"))
+
+
+def step_of_newest(run: Path) -> int:
+    """0 where there is no checkpoint."""
+    return max((int(path.stem.partition("-")[2]) for path in run.glob("checkpoints/step-*.pt")), default=0)
 
 
 def evaluations(run: Path) -> list[dict[str, Any]]:
@@ -74,6 +83,9 @@ def test_killed_runs_end_as_if_nothing_had_happened(dataset: Path, tmp_path: Pat
         accidents += [(Accident("worker", 1), 1), (Accident("group", 2), 128 + signal.SIGTERM)]
     for accident, code in accidents:
         log.write_text("")
+        before = step_of_newest(tmp_path / "parts")
         assert run_process(resumed, log, accident) == code, (accident, log.read_text())
+        if accident.moment.startswith("SIG"):
+            assert step_of_newest(tmp_path / "parts") == before + accident.count, "saved after the step it came in"
     assert run_process(resumed, log) == 0, log.read_text()
     assert_same_end(tmp_path / "whole", tmp_path / "parts")

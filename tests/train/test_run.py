@@ -17,6 +17,7 @@ from pipeline.errors import InputError
 from pipeline.plan import Plan
 from train.config import TrainConfig
 from train.launch import World
+from train.recipes import starting_point
 from train.run import main
 from train.session import Session
 
@@ -36,7 +37,7 @@ def result_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 def train(*arguments: object, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     """Train in this process: as `start`, without the seconds that importing torch takes."""
-    code = run_command(main, TrainConfig, [*map(str, arguments)])
+    code = run_command(main, TrainConfig, [*map(str, arguments)], starting_point)
     output = capsys.readouterr()
     assert code == 0, output.err
     return json.loads(output.out.splitlines()[-1])["result"]
@@ -44,7 +45,7 @@ def train(*arguments: object, capsys: pytest.CaptureFixture[str]) -> dict[str, A
 
 def refused(*arguments: object, capsys: pytest.CaptureFixture[str]) -> str:
     """Start in this process what must be refused; the one line on stderr."""
-    code = run_command(main, TrainConfig, [*map(str, arguments)])
+    code = run_command(main, TrainConfig, [*map(str, arguments)], starting_point)
     output = capsys.readouterr()
     assert code == 2
     assert output.out == ""

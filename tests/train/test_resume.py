@@ -1,0 +1,76 @@
+"""What may differ when a run goes on, and what it then does."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import InputError
+from train.config import TrainConfig
+from train.launch import World
+from train.resume import Resumed, adapted
+
+
+def checkpoint_of(world_size: int, **settings: Any) -> Resumed:
+    config = TrainConfig(**settings)
+    global_batch = config.batch_size * config.accumulate * world_size
+    return Resumed(Path("a.pt"), {"config": config.as_dict(), "position": {"global_batch": global_batch}})
+
+
+# Before: processes, batch size, accumulated; then: processes and --batch-size; what becomes of them.
+@pytest.mark.parametrize(
+    ("before", "then", "expected"),
+    [
+        ((8, 128, 1), (4, 128), (128, 2)),
+        ((8, 128, 1), (4, 256), (256, 1)),
+        ((8, 128, 1), (16, 128), (64, 1)),
+        ((8, 128, 1), (1, 128), (128, 8)),
+        ((8, 96, 1), (3, 96), (64, 4)),
+        ((2, 4, 3), (1, 4), (4, 6)),
+        ((1, 8, 2), (2, 8), (8, 1)),
+    ],
+)
+def test_another_world_keeps_the_global_batch(
+    before: tuple[int, int, int], then: tuple[int, int], expected: tuple[int, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    resumed = checkpoint_of(before[0], batch_size=before[1], accumulate=before[2])
+    config = TrainConfig(batch_size=then[1])
+    with caplog.at_level(logging.INFO):
+        now = adapted(config, resumed, World(size=then[0]))
+    assert (now.batch_size, now.accumulate) == expected
+    assert now.batch_size * now.accumulate * then[0] == before[0] * before[1] * before[2]
+    assert f"world size {before[0]} -> {then[0]}: {then[0]} x {expected[0]} images x {expected[1]}" in caplog.text
+
+
+def test_a_world_that_cannot_share_the_global_batch_is_refused() -> None:
+    with pytest.raises(InputError, match=r"--resume a.pt: its global batch of 1024 cannot be shared by 3 processes"):
+        adapted(TrainConfig(), checkpoint_of(8, batch_size=128), World(size=3))
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"seed": 1}, "was trained with --seed 0, not 1"),
+        ({"model": "alexnet"}, "was trained with --model torchvision/resnet50, not alexnet"),
+        ({"batch_size": 64}, "its global batch is 128, not 64; give --batch-size 128"),
+        ({"accumulate": 2}, "its global batch is 128, not 256; give --batch-size 128 --accumulate 1"),
+    ],
+)
+def test_another_run_is_refused(changed: dict[str, Any], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        adapted(TrainConfig(**changed), checkpoint_of(1), World())
+
+
+def test_other_settings_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    config = TrainConfig(lr=0.2, epochs=100, progressive_resize=("1:64",), workers=7)
+    with caplog.at_level(logging.INFO):
+        assert adapted(config, checkpoint_of(1), World()) == config
+    assert caplog.messages == [
+        "resumed with other settings: epochs 90 -> 100, progressive_resize (none) -> 1:64, lr None -> 0.2"
+    ]
+
+
+def test_a_file_without_training_state_is_refused() -> None:
+    with pytest.raises(InputError, match="holds no training state to go on from"):
+        adapted(TrainConfig(), Resumed(Path("a.pt"), {"config": {}, "model": {}}), World())
