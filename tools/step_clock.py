@@ -26,7 +26,8 @@ DATA, FORWARD, BACKWARD, ALL_REDUCE, OPTIMIZER, OTHER = PHASES = (
 )
 """Backward includes the loss. All-reduce is what is left to wait for when the last gradient is there."""
 
-Mark = tuple[str, "float | torch.Event"]
+Moment = float | torch.Event
+Mark = tuple[str, Moment]
 
 
 class StepClock:
@@ -62,11 +63,11 @@ class StepClock:
         synchronize(self._device)
         spent = dict.fromkeys(PHASES, 0.0)
         for (phase, start), (_, end) in pairwise(self._marks):
-            spent[phase] += end - start if isinstance(start, float) else start.elapsed_time(end) / 1000
+            spent[phase] += _seconds(start, end)
         self._marks.clear()
         return spent
 
-    def _now(self) -> "float | torch.Event":
+    def _now(self) -> Moment:
         if self._device.type == "cpu":
             return time.perf_counter()
         event = torch.Event(self._device, enable_timing=True)
@@ -86,3 +87,11 @@ class StepClock:
             self.mark(ALL_REDUCE)
         gradients = bucket.buffer().div_(world_size)
         return dist.all_reduce(gradients, async_op=True).get_future().then(lambda future: future.value()[0])
+
+
+def _seconds(start: Moment, end: Moment) -> float:
+    if isinstance(start, torch.Event) and isinstance(end, torch.Event):
+        return start.elapsed_time(end) / 1000
+    assert isinstance(start, float)
+    assert isinstance(end, float)
+    return end - start

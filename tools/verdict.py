@@ -99,11 +99,12 @@ def waits_for_storage(profile: Profile) -> bool:
 
 def limit(profile: Profile) -> Limit:
     """What limits the run."""
-    decided = _limit_of_bounds(profile)
-    least, measured = (1 - TOLERANCE) * min(bounds(profile).values()), profile.together.rate
+    decided, measured = _limit_of_bounds(profile), profile.together.rate
+    least = (1 - TOLERANCE) * min(bounds(profile).values())
     if measured.median >= least:
         return decided
-    if measured.high < least:
+    scatter = min(rate.low / rate.median for rate in (profile.loader_alone.rate, profile.model_alone.rate))
+    if measured.high < least * scatter:
         return "unexplained"
     return decided if _clear(profile) else "undecided"
 
@@ -233,9 +234,11 @@ def _cache_words(profile: Profile) -> list[str]:
             f"{profile.left_in_cache:.0%} of the files stayed in the page cache when they were dropped: colder files "
             f"are slower."
         ]
-    if profile.left_in_cache is None and (profile.data_bytes or 0) > profile.memory_bytes:
-        sizes = f"The data ({profile.data_bytes / 1e9:,.0f} GB) is larger than the memory"
-        return [f"{sizes} ({profile.memory_bytes / 1e9:,.0f} GB): measure with --cold."]
+    data, memory = profile.data_bytes or 0, profile.memory_bytes
+    if profile.left_in_cache is None and data > memory:
+        return [
+            f"The data ({data / 1e9:,.0f} GB) is larger than the memory ({memory / 1e9:,.0f} GB): measure with --cold."
+        ]
     return []
 
 
