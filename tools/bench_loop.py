@@ -12,7 +12,6 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import logging
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from torch import nn
 
 from pipeline.cli import run_command
 from pipeline.dataset import Split, SplitInfo
+from tools import report
 from train.config import TrainConfig
 from train.device import AMP_DTYPES, configure_math, select, synchronize
 from train.launch import World
@@ -33,9 +33,8 @@ from train.session import Session
 from train.stopping import StopRequests
 from train.trainer import Trainer
 
-log = logging.getLogger(__name__)
-
 CLASSES = 1000
+LOOPS = ("training loop", "bare loop")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +53,8 @@ class BenchSettings:
     """Turns of each loop; the median counts."""
     steps: int = 20
     """Steps of a turn. Each ends with a log line."""
+    out: Path = Path("runs/bench-loop")
+    """Where the figures go."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "rounds", "steps"):
@@ -131,16 +132,18 @@ def compare(
     """Rates of both and the median of the ratios of neighbouring turns."""
     times = [(seconds(ours, device), seconds(bare, device)) for _ in range(settings.rounds + 1)][1:]
     images = settings.steps * settings.batch_size
-    rates = [images / median(column) for column in zip(*times, strict=True)]
-    ratio = median(theirs / own for own, theirs in times)
-    log.info(
-        f"{settings.model}: training loop {rates[0]:,.1f} images/s, bare loop {rates[1]:,.1f}, ratio {ratio:.4f} "
-        f"(medians of {settings.rounds} turns of {settings.steps} steps)"
-    )
+    rates = {
+        name: [images / took for took in column] for name, column in zip(LOOPS, zip(*times, strict=True), strict=True)
+    }
+    ratio, found = median(theirs / own for own, theirs in times), report.machine(device)
+    print(report.ratio_table("images/s", rates, {LOOPS[0]: LOOPS[1:]}))
+    print(f"{settings.model}: median of the {settings.rounds} ratios of neighbouring turns {ratio:.4f}")
+    print(report.machine_line(found))
+    content = {"machine": found, "model": settings.model, "images_per_s": rates, "ratio": ratio}
+    report.write_json(settings.out / "loop.json", content)
     return {
         "model": settings.model,
-        "training_loop_images_per_s": round(rates[0], 1),
-        "bare_loop_images_per_s": round(rates[1], 1),
+        "images_per_s": {name: round(median(values), 1) for name, values in rates.items()},
         "ratio": round(ratio, 4),
     }
 

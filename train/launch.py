@@ -207,9 +207,9 @@ def _check_meeting_point(where: str, address: str, port: int, timeout_s: int, is
         try:
             family, *_, socket_address = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
             if is_host:
-                socket.create_server(socket_address[:2], family=family).close()
+                socket.create_server((str(socket_address[0]), port), family=family).close()
             else:
-                socket.create_connection(socket_address[:2], timeout=max(0.1, end - time.monotonic())).close()
+                socket.create_connection((address, port), timeout=max(0.1, end - time.monotonic())).close()
             return
         except OSError as error:
             reason = error.strerror or error
