@@ -91,7 +91,7 @@ def find_world(config: TrainConfig) -> World | None:
         return None
     if elastic and config.nproc not in (1, world.local_size):
         raise InputError(f"--nproc {config.nproc}: the launcher started {world.local_size} processes here")
-    if world.size > 1 and not ("MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ):
+    if world.size > 1 and not (os.environ.get("MASTER_ADDR") and os.environ.get("MASTER_PORT", "").isdigit()):
         raise InputError(
             f"{launcher} started {world.size} processes: export MASTER_ADDR (the host of rank 0) and MASTER_PORT "
             "(a free port there) for them, or start one on each machine, with --nproc, --nnodes and --node-rank"
@@ -172,12 +172,10 @@ def initialize(world: World, device: torch.device, timeout_s: int) -> None:
             f"{where}: {world.size} processes did not meet there within --rdzv-timeout {timeout_s} s "
             f"({_first_line(error)})"
         ) from None
-    backend = DEVICE_TYPES[device.type].backend
-    if backend == "gloo":
-        # By default it listens where the machine's own name points: often the loopback interface.
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface_towards(address))
+    # Gloo, which groups may use beside any device, listens where the machine's own name points: often the loopback.
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface_towards(address))
     dist.init_process_group(
-        backend,
+        DEVICE_TYPES[device.type].backend,
         store=store,
         rank=world.rank,
         world_size=world.size,
@@ -205,9 +203,9 @@ def _check_meeting_point(where: str, address: str, port: int, timeout_s: int, is
     end = time.monotonic() + timeout_s
     while True:
         try:
-            family, *_, socket_address = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
             if is_host:
-                socket.create_server((str(socket_address[0]), port), family=family).close()
+                family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0][0]
+                socket.create_server((address, port), family=family).close()
             else:
                 socket.create_connection((address, port), timeout=max(0.1, end - time.monotonic())).close()
             return

@@ -52,7 +52,9 @@ def start_both(hosts: Hosts, *arguments: object) -> list[subprocess.Popen[str]]:
 
 
 @pytest.fixture
-def common(dataset: Path) -> list[object]:
+def common(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    # By default the processes of a machine share its cores; with another number of threads, sums are rounded otherwise.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return ["--data", dataset, *SMALL, "--batch-size", 2, "--epochs", 4, "--checkpoint-every", 2]
 
 
