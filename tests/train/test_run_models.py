@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import models
 from pipeline.cli import run_command
 from pipeline.dataset import open_split
+from train import checkpoint
 from train.config import TrainConfig
 from train.launch import World
 from train.run import main
@@ -42,8 +43,8 @@ def test_an_evaluation_knows_the_models_options_and_classes(
 ) -> None:
     assert run(dataset, "--run-dir", tmp_path / "a", "--num-classes", 9) == 0
     trained = json.loads(capsys.readouterr().out)["result"]
-    checkpoint = next((tmp_path / "a" / "checkpoints").iterdir())
-    flags = ["--data", str(dataset), "--model", "pyramidnet", "--loader", "torch", "--evaluate", str(checkpoint)]
+    saved = next((tmp_path / "a" / "checkpoints").iterdir())
+    flags = ["--data", str(dataset), "--model", "pyramidnet", "--loader", "torch", "--evaluate", str(saved)]
     assert run_command(main, TrainConfig, [*flags, "--batch-size", "8"]) == 0
     evaluated = json.loads(capsys.readouterr().out)["result"]
     assert [evaluated[key] for key in ("top1", "evaluated", "loss")] == [
@@ -129,3 +130,33 @@ def test_the_auxiliary_loss_counts_two_fifths(dataset: Path) -> None:
     main_step, side_step = network.main.weight - before, network.side.weight - before
     assert main_step.abs().max() > 1e-4
     torch.testing.assert_close(side_step, 0.4 * main_step, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "side"),
+    [
+        ("alexnet", (), 64),
+        ("resnet152", (), 64),
+        ("se_resnet50", (), 32),
+        ("pyramidnet", ("depth=14", "alpha=8"), 32),
+    ],
+)
+def test_a_saved_and_loaded_model_gives_the_same_logits(
+    dataset: Path, tmp_path: Path, model: str, options: tuple[str, ...], side: int
+) -> None:
+    config = TrainConfig(
+        data=str(dataset), model=model, model_kwargs=options, loader="torch", batch_size=2, workers=0, resolution=side
+    )
+    split = open_split(dataset, "train")
+    with Session(config, World(), torch.device("cpu")) as trained, Session(config, World(), trained.device) as loaded:
+        trained.build_training("torch", split)
+        trained.model.train()
+        batch = next(trained.training_batches())
+        trained.train_step(batch)
+        path = checkpoint.save(tmp_path, 1, trained.state(), keep=1)
+        loaded.build_model(len(split.classes))
+        loaded.load_for_evaluation(checkpoint.load(path), path)
+        with torch.inference_mode():
+            before, after = (session.plain_model.eval()(batch.images) for session in (trained, loaded))
+    assert before.isfinite().all()
+    assert torch.equal(before, after)
