@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,10 @@ def keep_as_best(run_dir: Path, step: int) -> None:
     best = run_dir / FOLDER / BEST
     link = temporary_path(best)
     link.unlink(missing_ok=True)
-    os.link(path_for(run_dir, step), link)
+    try:
+        os.link(path_for(run_dir, step), link)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(path_for(run_dir, step), link)
     move(link, best)
 
 

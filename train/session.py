@@ -28,6 +28,7 @@ from train.config import TrainConfig
 from train.device import AMP_DTYPES, DEVICE_TYPES
 from train.launch import World
 from train.metrics import Totals
+from train.stopping import shielded
 
 log = logging.getLogger(__name__)
 
@@ -196,7 +197,8 @@ class Session:
     def training_batches(self) -> Iterator[Batch]:
         """The rest of the present epoch: whole global batches."""
         done, accumulate = self.position.batch, self.config.accumulate
-        batches = self.training.epoch(self.position.epoch, self.training_resolution, done * accumulate)
+        with shielded():
+            batches = self.training.epoch(self.position.epoch, self.training_resolution, done * accumulate)
         return itertools.islice(batches, (self.steps_per_epoch - done) * accumulate)
 
     def train_step(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -272,8 +274,10 @@ class Session:
         was_training = model.training
         model.eval()
         totals = Totals(self.device)
+        with shielded():
+            batches = self.validation.epoch(0, self.resolution)
         with torch.inference_mode(), self._autocast():
-            for batch in watch(self.validation.epoch(0, self.resolution)):
+            for batch in watch(batches):
                 logits = model(batch.images).float()
                 totals.add(logits, batch.labels, functional.cross_entropy(logits, batch.labels))
         model.train(was_training)

@@ -71,15 +71,16 @@ class StopRequests:
             self._told = None
             dist.barrier(self._group)
 
-    @contextlib.contextmanager
-    def shielded(self) -> Iterator[None]:
-        """Processes that are forked in this block, a loader's workers, never see the signals.
 
-        Schedulers signal every process of a job; a worker that died of it would take the step with it. One that
-        its parent gives up on is still ended, by the parent's end.
-        """
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        try:
-            yield
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+@contextlib.contextmanager
+def shielded() -> Iterator[None]:
+    """Processes that are forked in this block, a loader's workers, never see the signals.
+
+    Schedulers signal every process of a job, and PyTorch's launcher the whole session of a rank; a worker that died of
+    it would take the step with it. Workers end with their parent.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)

@@ -3,7 +3,8 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from typing import Any, NoReturn
 
 import torch
@@ -55,27 +56,20 @@ class Trainer:
         session, position = self.session, self.session.position
         session.model.train()
         self.throughput.resume()
-        with self.stop.shielded():
-            batches = session.training_batches()
-        for batch in self._training_bar(self.throughput.waiting(batches)):
-            steps = position.step
-            self.directory.write_indices(position.epoch, position.batch, batch.indices)
-            self.directory.trace.before(steps)
-            logits, loss = session.train_step(batch)
-            self._count(logits, loss, batch.labels)
-            if position.step > steps:
-                self._after_step()
-            if self.is_done:
-                break
+        with closing(self._training_bar(self.throughput.waiting(session.training_batches()))) as batches:
+            for batch in batches:
+                steps = position.step
+                self.directory.write_indices(position.epoch, position.batch, batch.indices)
+                self.directory.trace.before(steps)
+                logits, loss = session.train_step(batch)
+                self._totals.add(logits, batch.labels, loss)
+                self._losses.append(loss)
+                if position.step > steps:
+                    self._after_step()
+                if self.is_done:
+                    break
         synchronize(session.device)
         self.throughput.pause()
-
-    def _count(self, logits: Tensor, loss: Tensor, labels: Tensor) -> None:
-        self._totals.add(logits, labels, loss)
-        self._losses.append(loss)
-        if self.throughput.count(len(labels)):
-            synchronize(self.session.device)
-            self.throughput.restart()
 
     def _start_interval(self) -> None:
         """What the next log line will be about: sums and losses since the last, on the device."""
@@ -85,6 +79,9 @@ class Trainer:
 
     def _after_step(self) -> None:
         position = self.session.position
+        if self.throughput.count(self.config.batch_size * self.config.accumulate):
+            synchronize(self.session.device)
+            self.throughput.restart()
         epoch_ends = position.batch == 0
         if position.step % self.config.print_freq == 0 or epoch_ends or self.is_done:
             self._log_training()
@@ -187,10 +184,11 @@ class Trainer:
         many.
         """
         whole = self.session.validation_samples // (self.config.batch_size * self.world.size)
-        for number, batch in enumerate(evaluation_bar(batches, self.session)):
-            yield batch
-            if number < whole and (received := self.stop.check()):
-                self._leave(received, save=False)
+        with closing(evaluation_bar(batches, self.session)) as shown:
+            for number, batch in enumerate(shown):
+                yield batch
+                if number < whole and (received := self.stop.check()):
+                    self._leave(received, save=False)
 
     # Checkpoints
 
@@ -251,20 +249,22 @@ class Trainer:
             log.info("limited by %s", self.throughput.limited_by)
         return result
 
-    def _training_bar(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def _training_bar(self, batches: Iterator[Batch]) -> Generator[Batch, None, None]:
         session, position, accumulate = self.session, self.session.position, self.config.accumulate
         description = f"epoch {position.epoch + 1}/{self.config.epochs}"
         total, done = session.steps_per_epoch * accumulate, position.batch * accumulate
         return progress_bar(batches, description, total, done, self.world.is_main)
 
 
-def evaluation_bar(batches: Iterator[Batch], session: Session) -> Iterator[Batch]:
+def evaluation_bar(batches: Iterator[Batch], session: Session) -> Generator[Batch, None, None]:
     """Evaluation batches behind a progress bar."""
     assert session.validation is not None
     return progress_bar(batches, "evaluation", session.validation.batches_per_epoch, 0, session.world.is_main)
 
 
-def progress_bar(batches: Iterator[Batch], description: str, total: int, done: int, shown: bool) -> Iterator[Batch]:
+def progress_bar(
+    batches: Iterator[Batch], description: str, total: int, done: int, shown: bool
+) -> Generator[Batch, None, None]:
     """A bar on a terminal, nothing elsewhere: the log lines remain."""
     with logging_redirect_tqdm():
         yield from tqdm(

@@ -55,6 +55,7 @@ def _train(arguments: list[str], log: Path, accident: Accident | None) -> None:
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    torch.set_num_threads(1)  # small networks are faster so, and other processes of the machine disturb less
     if accident:
         ACCIDENTS[accident.moment](accident.count)
     sys.exit(run_command(main, TrainConfig, arguments, recipes.starting_point))
@@ -82,7 +83,7 @@ def _die(*_: object, **__: object) -> None:
 
 
 def _in_a_step(count: int) -> None:
-    _at(torch.optim.SGD, "step", count, _die)
+    _at(torch.amp.GradScaler, "update", count, _die)  # the weights are new; schedule, averages and position are not
 
 
 def _in_an_evaluation(count: int) -> None:
@@ -124,11 +125,11 @@ def _before_a_rename(count: int) -> None:
 
 
 def _signal(number: signal.Signals) -> Callable[[int], None]:
-    return lambda count: _at(torch.optim.SGD, "step", count, lambda *_, **__: os.kill(os.getpid(), number))
+    return lambda count: _at(torch.amp.GradScaler, "update", count, lambda *_, **__: os.kill(os.getpid(), number))
 
 
 def _signal_group(count: int) -> None:
-    _at(torch.optim.SGD, "step", count, lambda *_, **__: os.killpg(os.getpgrp(), signal.SIGTERM))
+    _at(torch.amp.GradScaler, "update", count, lambda *_, **__: os.killpg(os.getpgrp(), signal.SIGTERM))
 
 
 def _kill_worker(count: int) -> None:
@@ -137,7 +138,7 @@ def _kill_worker(count: int) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             workers[-1].kill()
 
-    _at(torch.optim.SGD, "step", count, kill)
+    _at(torch.amp.GradScaler, "update", count, kill)
 
 
 ACCIDENTS: dict[str, Callable[[int], None]] = {

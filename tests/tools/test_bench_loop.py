@@ -1,0 +1,22 @@
+"""The training loop beside a bare one."""
+
+import json
+
+import pytest
+
+from pipeline.cli import run_command
+from tools.bench_loop import BenchSettings, bench
+
+
+def test_both_loops_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--model", "torchvision/squeezenet1_1", "--resolution", "32", "--batch-size", "2"]
+    assert run_command(bench, BenchSettings, [*flags, "--rounds", "2", "--steps", "2"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])["result"]
+    assert result["training_loop_images_per_s"] > 0
+    assert result["bare_loop_images_per_s"] > 0
+    assert result["ratio"] > 0
+
+
+def test_wrong_settings_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(bench, BenchSettings, ["--rounds", "0"]) == 2
+    assert "--rounds 0: must be at least 1" in capsys.readouterr().err
