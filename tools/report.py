@@ -91,13 +91,14 @@ def machine_line(found: Mapping[str, str]) -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text, the first column to the left, the others to the right."""
+    """Rows of text in columns: the first and those without a name to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    left = [not name or number == 0 for number, name in enumerate(columns)]
     lines = []
     for row in (columns, *rows):
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+        cells = zip(row, widths, left, strict=True)
+        lines.append("  ".join(cell.ljust(width) if to_left else cell.rjust(width) for cell, width, to_left in cells))
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def ratio_table(what: str, rates: Rates, compared: Mapping[str, Sequence[str]]) -> str:
@@ -105,7 +106,7 @@ def ratio_table(what: str, rates: Rates, compared: Mapping[str, Sequence[str]]) 
     made = {name: Rate.of(values) for name, values in rates.items()}
     rows = []
     for name, rate in made.items():
-        peers = [peer for peer in compared.get(name, ()) if peer in made]
+        peers = [peer for peer in compared.get(name, ()) if peer in made and peer != name]
         ratios = [f"{rate.median / made[peer].median:.2f} x {peer.partition(':')[0]}" for peer in peers]
         rows.append((name, str(rate), ", ".join(ratios)))
     return table(("", what, ""), rows)

@@ -11,6 +11,7 @@ The lowest bound is the prediction. What was measured of both together decides w
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Literal
@@ -29,6 +30,8 @@ CLEAR = 3
 """What alone is so many times faster than the other is not what limits, however much the measurements scatter."""
 WORTH = 1.05
 """Advice has to promise more than this factor."""
+LOADING = ("loader", "workers")
+"""Settings that change nothing about the model."""
 IDLE = 0.5
 """A loader whose workers compute less than this share of the time waits for something."""
 
@@ -269,15 +272,26 @@ def measured_advice(profile: Profile, others: list[Profile]) -> list[Advice]:
     """What was measured to be faster, beyond the noise; of each setting the best."""
     found = []
     for what, group in groupby(sorted(others, key=_setting_of(profile)), _setting_of(profile)):
-        best = max(group, key=lambda other: other.together.rate.median)
-        factor = best.together.rate.median / profile.together.rate.median
-        if what and factor > WORTH and not best.together.rate.overlaps(profile.together.rate):
+        if not what or (what in LOADING and limit(profile) == "compute"):
+            continue
+        best = max(group, key=lambda other: _gain(profile, other, what))
+        gain, noise = _gain(profile, best, what), profile.together.rate.spread + best.together.rate.spread
+        if gain > max(WORTH, 1 + noise):
             flag = what.replace("_", "-")
-            found.append(Advice(change=f"--{flag} {getattr(best, what)}", factor=factor, how="measured"))
+            found.append(Advice(change=f"--{flag} {getattr(best, what)}", factor=gain, how="measured"))
     return found
 
 
-def _setting_of(profile: Profile):  # type: ignore[no-untyped-def]
+def _gain(profile: Profile, other: Profile, what: str) -> float:
+    """How many times faster the other is. The model alone was measured in turn with each; where it is the same model
+    with the same images, a difference is the machine's."""
+    gain = other.together.rate.median / profile.together.rate.median
+    if what in LOADING:
+        gain *= profile.model_alone.rate.median / other.model_alone.rate.median
+    return gain
+
+
+def _setting_of(profile: Profile) -> Callable[[Profile], str]:
     """Names the one setting in which another profile of the same images differs, or gives nothing."""
 
     def setting(other: Profile) -> str:

@@ -136,6 +136,14 @@ def test_advice_is_what_was_measured_to_be_faster_beyond_the_noise() -> None:
     assert [str(one) for one in advice] == ["--loader ffcv (measured 1.7x)", "--workers 16 (measured 1.3x)"]
 
 
+def test_another_loader_is_no_advice_where_the_model_limits_or_the_machine_was_faster() -> None:
+    base = on_gpu(9000, 3000, 2950)
+    assert judge(base, [replace(base, loader="ffcv", together=measured(5000))]).advice == ()
+    slow = on_gpu(2000, 4000, 1990)
+    on_a_faster_machine = replace(slow, loader="ffcv", together=measured(3980), model_alone=measured(8000))
+    assert judge(slow, [on_a_faster_machine]).advice == ()
+
+
 def test_an_estimate_counts_only_as_far_as_the_loader_limits() -> None:
     assert faster_loader(on_gpu(2000, 3000, 2000), 1.2) == pytest.approx(1.2)
     assert faster_loader(on_gpu(2000, 3000, 2000), 10) == pytest.approx(1.5)
