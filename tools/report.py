@@ -14,6 +14,7 @@ import matplotlib
 import torch
 
 from pipeline.formats.files import complete_or_absent
+from train.device import device_name
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -64,8 +65,7 @@ def machine(device: torch.device | None = None) -> dict[str, str]:
     """What measured: processor, cores, device, versions."""
     found = {"cpu": _processor(), "cores": str(len(os.sched_getaffinity(0)))}
     if device is not None and device.type != "cpu":
-        module = torch.get_device_module(device)
-        found["device"] = str(getattr(module, "get_device_name", lambda _: device.type)(device))
+        found["device"] = device_name(device)
     found["python"] = platform.python_version()
     for package in PACKAGES:
         try:

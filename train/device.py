@@ -81,6 +81,12 @@ def _current() -> str | None:
     return accelerator.type if accelerator is not None else None
 
 
+def device_name(device: torch.device) -> str:
+    """What the maker calls it, where PyTorch's module for the device says so."""
+    name = getattr(torch.get_device_module(device), "get_device_name", None)
+    return str(name(device)) if name else device.type
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done what it was given."""
     if device.type != "cpu":

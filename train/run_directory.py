@@ -18,6 +18,7 @@ from pipeline.errors import InputError
 from pipeline.formats.files import complete_or_absent
 from train import checkpoint
 from train.config import TrainConfig
+from train.device import device_name
 from train.launch import World, same_on_all
 from train.metrics import RunWriter, plot_curves
 from train.resume import Resumed
@@ -193,7 +194,7 @@ def _keep_rows_before(file: Path, position: Position) -> None:
 
 def _environment() -> str:
     accelerator = torch.accelerator.current_accelerator(check_available=True)
-    device = torch.get_device_module(accelerator).get_device_name() if accelerator else platform.machine()
+    device = device_name(accelerator) if accelerator else platform.machine()
     return (
         f"started as `{' '.join(sys.argv)}` on {platform.node()}: Python {platform.python_version()}, "
         f"torch {torch.__version__}, {os.cpu_count()} cores, {device}"

@@ -230,10 +230,11 @@ class Session:
         images, labels = self.mix(batch.images, batch.labels) if self.mix else (batch.images, batch.labels)
         with self._autocast():
             outputs = self.model(images)
-            logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
-            loss = self.criterion(logits, labels)
-            for other in auxiliary:
-                loss = loss + models.AUXILIARY_LOSS_WEIGHT * self.criterion(other, labels)
+        logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
+        # In float32, by every device's autocast or none.
+        loss = self.criterion(logits.float(), labels)
+        for other in auxiliary:
+            loss = loss + models.AUXILIARY_LOSS_WEIGHT * self.criterion(other.float(), labels)
         return logits, loss
 
     def _update(self) -> None:

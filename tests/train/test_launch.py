@@ -106,7 +106,7 @@ import sys
 sys.path.insert(0, {root!r})
 from train.config import TrainConfig
 from train.launch import launch
-launch(TrainConfig(nproc=2, max_restarts=1, run_dir="run"), [{worker!r}])
+launch(TrainConfig(nproc=2, max_restarts=1, run_dir="run"), {worker!r})
 """
 
 WORKER = """
