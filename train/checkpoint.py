@@ -81,10 +81,8 @@ def load(path: Path) -> State:
 
 def load_weights_file(path: Path) -> State:
     """As `load`, but of a file that some other program wrote it returns an empty dict."""
-    if zipfile.is_zipfile(path):
-        state = _read(path)
-        return state if _is_ours(state) else {}
-    return {}
+    state = _read(path)
+    return state if _is_ours(state) else {}
 
 
 def _is_ours(state: Any) -> bool:
@@ -95,13 +93,19 @@ def _read(path: Path) -> Any:
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint")
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is None:
+        if _is_sound(path):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # zipfile and torch raise whatever the damaged bytes lead to
         pass
     raise InputError(f"{path}: not a checkpoint, or a damaged one")
+
+
+def _is_sound(path: Path) -> bool:
+    """Whether the CRCs hold; files from before torch 1.6, which are no archives, have none."""
+    if not zipfile.is_zipfile(path):
+        return True
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip() is None
 
 
 def newest_sound(run_dir: Path) -> Path | None:

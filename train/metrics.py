@@ -112,6 +112,8 @@ class Throughput:
     @property
     def limited_by(self) -> str:
         """In words, what the run spent its time on."""
+        if not self.images:
+            return "nothing: no step was measured"
         if self.data_wait > DATA_BOUND:
             return f"data: {self.data_wait:.0%} of the time went into waiting for batches"
         return f"the training step: {self.data_wait:.0%} of the time went into waiting for batches"

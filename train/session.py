@@ -185,6 +185,26 @@ class Session:
         self.scaler = optim.build_scaler(config, self.device)
         self.criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
         self.mix = randomness.build_mixing(config.mixup_alpha, config.cutmix_alpha, self.num_classes)
+        if isinstance(self.model, DistributedDataParallel):
+            self._settle_buckets()
+
+    def _settle_buckets(self) -> None:
+        """A backward pass whose gradients are thrown away.
+
+        After its first, DDP sorts gradients into buckets anew, in the order in which they came. A gradient's place in
+        a bucket decides in which order the values of three or more ranks are added up, and so how they are rounded:
+        a run that is gone on with would differ from one that never stopped.
+        """
+        buffers = [buffer.clone() for buffer in self.plain_model.buffers()]
+        size, side = self.config.batch_size, self.training_resolution
+        images = torch.zeros(size, side, side, 3, dtype=torch.uint8, device=self.device).permute(0, 3, 1, 2)
+        labels = torch.zeros(size, dtype=torch.int64, device=self.device)
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        _, loss = self._forward(Batch(images.contiguous(memory_format=layout), labels, labels))
+        loss.backward()
+        self.optimizer.zero_grad(set_to_none=True)
+        for buffer, value in zip(self.plain_model.buffers(), buffers, strict=True):
+            buffer.copy_(value)
 
     # Training
 

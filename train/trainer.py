@@ -120,8 +120,7 @@ class Trainer:
         if self._scale_is_dynamic and scaler.get_scale() >= 1:
             log.warning("a loss is not finite: its step was left out, the loss scale is now %g", scaler.get_scale())
             return
-        found = self._gathered(self._non_finite_batch())
-        batch, rank, indices = min(item for item in found if item is not None)
+        batch, rank, indices = min(filter(None, self._gathered(self._non_finite_batch())))
         raise NonFiniteLossError(
             f"the loss is not finite in epoch {self._interval_start[0]}, batch {batch} of rank {rank}: "
             f"dataset positions {' '.join(map(str, indices))}"

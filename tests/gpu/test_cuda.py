@@ -7,11 +7,13 @@ import torch
 
 from pipeline import loaders
 from pipeline.contract import CropPolicy, LoaderSpec
-from pipeline.dataset import open_split
+from pipeline.dataset import Split, SplitInfo, open_split
 from pipeline.errors import InputError
 from train.config import TrainConfig
 from train.launch import World
 from train.loop import run
+from train.metrics import Totals
+from train.session import Session
 
 pytestmark = [
     pytest.mark.gpu,
@@ -62,3 +64,27 @@ def test_training_runs_with_mixed_precision(dataset: Path, tmp_path: Path, amp: 
     assert result is not None
     assert result["evaluated"] == 19
     assert 0 < result["loss"] < 20
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_a_step_never_waits_for_the_device(amp: str) -> None:
+    split = Split("train", Path("none"), tuple("abcde"), SplitInfo(samples=80, bytes=0, image_mode="synthetic"))
+    config = TrainConfig(
+        model="torchvision/resnet18", resolution=64, batch_size=8, loader="synthetic", amp=amp,  # type: ignore[arg-type]
+        model_ema=True, clip_grad_norm=1.0, mixup_alpha=0.2, cutmix_alpha=1.0, device="cuda",
+    )  # fmt: skip
+    device = torch.device("cuda", 0)
+    with Session(config, World(), device) as session:
+        session.build_training("synthetic", split)
+        totals = Totals(device)
+        batches = session.training_batches()
+        for _ in range(3):  # the first steps allocate
+            session.train_step(next(batches))
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for batch in batches:
+                logits, loss = session.train_step(batch)
+                totals.add(logits, batch.labels, loss)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert session.position.step == 10

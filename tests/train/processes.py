@@ -1,6 +1,6 @@
 """Training runs as processes of their own, and accidents in them at moments that a test chooses.
 
-The processes are forked from one that has imported everything and computed nothing, which saves seconds each.
+The processes are forked from one that has imported everything (warm.py), which saves seconds each.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ class Accident(NamedTuple):
 def run_process(arguments: Sequence[object], log: Path, accident: Accident | None = None) -> int:
     """Run train/run.py in a process, its output in the file `log`. Returns the exit code, -N for death by signal N."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["processes"])
+    context.set_forkserver_preload(["warm"])
     process = context.Process(target=_train, args=([*map(str, arguments)], log, accident))
     with pytest.MonkeyPatch.context() as patch:
         # The forking process takes over no sys.path, and the entry of this folder is replaced by train/run.py.
@@ -52,6 +52,7 @@ def run_process(arguments: Sequence[object], log: Path, accident: Accident | Non
 
 def _train(arguments: list[str], log: Path, accident: Accident | None) -> None:
     os.setpgrp()
+    multiprocessing.set_start_method("fork", force=True)  # of the loaders' workers, as in a process that a user starts
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
