@@ -130,7 +130,12 @@ def compare(
     settings: BenchSettings, ours: Callable[[], None], bare: Callable[[], None], device: torch.device
 ) -> dict[str, Any]:
     """Rates of both and the median of the ratios of neighbouring turns."""
-    times = [(seconds(ours, device), seconds(bare, device)) for _ in range(settings.rounds + 1)][1:]
+    times: list[tuple[float, float]] = []
+    for number in range(settings.rounds + 1):
+        turns = (ours, bare) if number % 2 else (bare, ours)  # neither is always the first
+        first, second = (seconds(turn, device) for turn in turns)
+        times.append((first, second) if number % 2 else (second, first))
+    del times[0]  # the first compiles, allocates and chooses kernels
     images = settings.steps * settings.batch_size
     rates = {
         name: [images / took for took in column] for name, column in zip(LOOPS, zip(*times, strict=True), strict=True)

@@ -14,13 +14,17 @@ Mixing = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 _RANK_BITS = 24
 
 
-def seed_step(seed: int, epoch: int, batch: int, rank: int) -> None:
+def seed_step(seed: int, epoch: int, batch: int, rank: int, device: torch.device) -> None:
     """Make PyTorch's random numbers, on the CPU and the device, a function of these alone.
 
-    So nothing random has to be stored, and a run may go on in another world. It costs 10 µs.
+    So nothing random has to be stored, and a run may go on in another world. torch.manual_seed would do it too, but
+    seeds every kind of device: 0.9 ms a step where one is not in use.
     """
     high, low, _, _ = random_words(seed, epoch, (batch << _RANK_BITS) | rank, STEP_DRAW)
-    torch.manual_seed(int(high) << 32 | int(low))
+    step_seed = int(high) << 32 | int(low)
+    torch.default_generator.manual_seed(step_seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(step_seed)
 
 
 def build_mixing(mixup_alpha: float, cutmix_alpha: float, num_classes: int) -> Mixing | None:

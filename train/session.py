@@ -240,7 +240,7 @@ class Session:
 
     def _seed(self) -> None:
         batch = self.position.batch * self.config.accumulate + self._batches
-        randomness.seed_step(self.config.seed, self.position.epoch, batch, self.world.rank)
+        randomness.seed_step(self.config.seed, self.position.epoch, batch, self.world.rank, self.device)
 
     def _no_sync(self) -> contextlib.AbstractContextManager[None]:
         """Gradients stay with their process, to be summed up with those of the next batch."""

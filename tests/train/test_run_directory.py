@@ -31,8 +31,15 @@ sys.stdin.read()
 """
 
 
+TINY = [*SMALL, "--model", "pyramidnet", "--model-kwargs", "depth=14", "alpha=8", "--loader", "torch"]
+
+
 def torch_run(dataset: Path, *flags: object) -> list[object]:
-    return ["--data", dataset, *SMALL, "--loader", "torch", "--epochs", 1, *flags]
+    return ["--data", dataset, *TINY, "--epochs", 1, *flags]
+
+
+def weights_of(classes: int) -> dict[str, torch.Tensor]:
+    return models.create("pyramidnet", classes, {"depth": 14, "alpha": 8}).network.state_dict()
 
 
 def test_a_run_is_repeated_from_its_config(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,8 +180,8 @@ def test_an_evaluation_counts_every_image_once(
     dataset: Path, trained: Path, capsys: pytest.CaptureFixture[str], batch_size: int
 ) -> None:
     results = [
-        train("--data", dataset, "--loader", "torch", *flags, "--evaluate", trained, capsys=capsys)
-        for flags in ([*SMALL], [*SMALL, "--batch-size", batch_size])
+        train("--data", dataset, *TINY, "--batch-size", size, "--evaluate", trained, capsys=capsys)
+        for size in (4, batch_size)
     ]
     assert [result["evaluated"] for result in results] == [19, 19]
     assert results[0]["top1"] == results[1]["top1"]
@@ -194,7 +201,7 @@ def test_averaged_weights_are_those_of_the_run(
 ) -> None:
     rows = [json.loads(row) for row in (trained.parents[1] / "metrics.jsonl").read_text().splitlines()]
     row: dict[str, Any] = rows[-1]
-    evaluated = train("--data", dataset, "--loader", "torch", *SMALL, "--evaluate", trained, capsys=capsys)
+    evaluated = train("--data", dataset, *TINY, "--evaluate", trained, capsys=capsys)
     assert (evaluated["top1"], evaluated["loss"]) == (row["top1"], row["loss"])
     assert row["raw_loss"] != row["loss"]
 
@@ -203,9 +210,9 @@ def test_published_weights_can_be_evaluated_and_finetuned(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     path, other = tmp_path / "weights.pth", tmp_path / "other.pth"
-    torch.save(models.create("torchvision/resnet18", 4).network.state_dict(), path)
-    torch.save(models.create("torchvision/resnet18", 7).network.state_dict(), other)
-    common = ["--data", dataset, *SMALL, "--loader", "torch"]
+    torch.save(weights_of(4), path)
+    torch.save(weights_of(7), other)
+    common = ["--data", dataset, *TINY]
     assert train(*common, "--evaluate", path, capsys=capsys)["evaluated"] == 19
     with caplog.at_level(logging.INFO):
         train(*common, "--finetune", other, "--epochs", 1, "--run-dir", tmp_path / "run", capsys=capsys)

@@ -167,6 +167,7 @@ def test_a_step_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch, mixe
     """
     monkeypatch.setitem(device.DEVICE_TYPES, "meta", DeviceType(backend="gloo", channels_last=True))
     monkeypatch.setattr(Session, "_autocast", lambda self: contextlib.nullcontext())
+    monkeypatch.setattr(Session, "_seed", lambda self: None)  # there is no generator of that device
     settings = {"model_ema": True, "clip_grad_norm": 1.0, "accumulate": 2, "norm_weight_decay": 0.0}
     mixing = {"mixup_alpha": 0.2, "cutmix_alpha": 1.0} if mixed else {}
     meta = torch.device("meta")

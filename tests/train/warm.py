@@ -19,4 +19,4 @@ for _number in range(8):
         _policy = CropPolicy(training=_training)
         load_image([], 0, varied_jpeg(_number, seed=0), _policy, 0, 0, np.empty((32, 32, 3), np.uint8))  # type: ignore[arg-type]
 epoch_order(4, 0, 0)
-seed_step(0, 0, 0, 0)
+seed_step(0, 0, 0, 0, torch.device("cpu"))
