@@ -139,15 +139,17 @@ def usable(split: Split) -> list[str]:
 
 
 def measure(settings: ProfileSettings, loader: str, changes: dict[str, int], *, base: bool) -> Profile:
-    """One loader with one setting; with all details where it is the base of the others."""
-    config = settings.training_config(loader, changes)
-    options = Options(
-        windows=Windows(count=settings.windows, seconds=settings.window_seconds),
-        cold=settings.cold,
-        parts=base,
-        trace=settings.out / f"trace-{loader}.json" if settings.trace and base else None,
-    )
-    return profile(config, options)
+    """One loader with one setting; with the loader's parts where it is the base of the others."""
+    windows = Windows(count=settings.windows, seconds=settings.window_seconds)
+    return profile(settings.training_config(loader, changes), Options(windows=windows, cold=settings.cold, parts=base))
+
+
+def trace(settings: ProfileSettings, loader: str) -> None:
+    """Write a loader's trace; after all measurements, as what was traced once may stay slower."""
+    path = settings.out / f"trace-{loader}.json"
+    options = Options(windows=Windows(count=1, seconds=settings.window_seconds / 10), parts=False, trace=path)
+    profile(settings.training_config(loader, {}), options)
+    log.info("trace: %s", path)
 
 
 def profile_all(settings: ProfileSettings) -> dict[str, Any]:
@@ -165,6 +167,8 @@ def profile_all(settings: ProfileSettings) -> dict[str, Any]:
     converted = estimate_conversions(settings, bases)
     verdicts = [judge(base, everything, conversion_advice(base, converted)) for base in bases]
     tell(bases, everything, verdicts)
+    for name in names if settings.trace else ():
+        trace(settings, name)
     return leave(settings, bases, everything, verdicts)
 
 

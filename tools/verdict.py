@@ -87,8 +87,14 @@ def loader_share(profile: Profile) -> float:
 
 
 def busy(profile: Profile) -> float:
-    """The share of the time in which the loader, alone, computes on the cores that its workers can use."""
-    return profile.loader_alone.cores_used / min(profile.cores, max(1, profile.workers) * profile.nproc)
+    """The share of the time in which the loader, alone, computes on the cores that its workers can have."""
+    free = profile.cores - profile.loader_alone.others_cores
+    return profile.loader_alone.cores_used / min(max(free, 1.0), max(1, profile.workers) * profile.nproc)
+
+
+def others_cores(profile: Profile) -> float:
+    """The cores that other programs took, at most."""
+    return max(one.others_cores for one in (profile.loader_alone, profile.model_alone, profile.together))
 
 
 def waits_for_storage(profile: Profile) -> bool:
@@ -107,7 +113,7 @@ def limit(profile: Profile) -> Limit:
     if measured.median >= least:
         return decided
     scatter = min(rate.low / rate.median for rate in (profile.loader_alone.rate, profile.model_alone.rate))
-    if measured.high < least * scatter:
+    if measured.high < least * scatter and others_cores(profile) < MINOR * profile.cores:
         return "unexplained"
     return decided if _clear(profile) else "undecided"
 
@@ -222,12 +228,10 @@ def _unexplained_words(profile: Profile) -> list[str]:
 
 def _other_programs(profile: Profile) -> list[str]:
     """What was not ours on the machine."""
-    others = max(one.others_cores for one in (profile.loader_alone, profile.model_alone, profile.together))
+    others = others_cores(profile)
     if others < MINOR * profile.cores:
         return []
-    return [
-        f"Other programs took up to {others:.1f} of the {profile.cores} cores meanwhile: the figures are theirs too."
-    ]
+    return [f"Other programs took up to {others:.1f} of the {profile.cores} cores meanwhile."]
 
 
 def _cache_words(profile: Profile) -> list[str]:

@@ -140,7 +140,9 @@ def slow_server(dataset: Path) -> Iterator[str]:
 
 
 def test_a_slow_pipe_is_named(slow_server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = profiled_as("storage", slow_server, tmp_path, "--loader", "webdataset", *TINY, capsys=capsys)
+    """A stream this small is read whole before its first batch: a window has to hold several epochs."""
+    flags = ("--loader", "webdataset", *TINY, "--window-seconds", "3")
+    found = profiled_as("storage", slow_server, tmp_path, *flags, capsys=capsys)
     assert "for an image to be read" in verdict(found)
 
 

@@ -161,10 +161,13 @@ def test_data_that_no_page_cache_holds_is_to_be_measured_cold() -> None:
 
 
 def test_other_programs_on_the_machine_are_told() -> None:
-    profile = on_gpu(9000, 3000, 2950)
+    profile = on_gpu(9900, 3000, 2950)
     busy = replace(profile, model_alone=replace(profile.model_alone, others_cores=2.5))
     assert "Other programs took up to 2.5 of the 8 cores meanwhile" in str(judge(busy, []))
     assert "Other programs" not in str(judge(profile, []))
+    slowed = replace(busy, together=replace(measured(2000), others_cores=2.5))
+    assert limit(slowed) == "compute"
+    assert limit(replace(slowed, loader_alone=measured(4500))) == "undecided"
 
 
 def test_slow_storage_is_told_what_memory_would_give() -> None:
