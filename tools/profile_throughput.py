@@ -25,7 +25,7 @@ from tools import profile_page, report
 from tools.estimate import conversion_factors
 from tools.profile_tables import other_notes, part_table, rate_table, step_table, sweep_table
 from tools.throughput import AXES, Options, Profile, Windows, profile
-from tools.verdict import WORTH, Advice, Verdict, faster_loader, judge, limit
+from tools.verdict import WORTH, Advice, Verdict, faster_loader, judge, pixels_limit
 from train.config import DEFAULT_DATA, TrainConfig
 from train.device import select
 from train.loop import check
@@ -174,7 +174,7 @@ def profile_all(settings: ProfileSettings) -> dict[str, Any]:
 
 def estimate_conversions(settings: ProfileSettings, bases: list[Profile]) -> dict[str, float]:
     """What other data would give, where a loader is what limits."""
-    if not any(limit(base) in ("data", "shared cores") for base in bases):
+    if not any(map(pixels_limit, bases)):
         return {}
     split = open_data(settings.training_config("auto", {}), "train")
     return conversion_factors(split, bases[0].resolution)

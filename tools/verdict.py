@@ -118,6 +118,11 @@ def limit(profile: Profile) -> Limit:
     return decided if _clear(profile) else "undecided"
 
 
+def pixels_limit(profile: Profile) -> bool:
+    """Whether the run would be faster if an image took the loader less CPU time."""
+    return limit(profile) in ("data", "shared cores") and busy(profile) >= IDLE
+
+
 def _clear(profile: Profile) -> bool:
     """Whether the loader and the model are so far apart that no noise hides which is slower."""
     rates = profile.loader_alone.rate.median, profile.model_alone.rate.median
@@ -150,7 +155,7 @@ def judge(profile: Profile, others: list[Profile], converted: tuple[Advice, ...]
     sentences = [f"{limited_by if limited_by in _WORDS_ALONE else limited_by + '-bound'}: {_rates(profile)}"]
     sentences += _WORDS[limited_by](profile) + _cache_words(profile) + _other_programs(profile)
     advice = [*measured_advice(profile, others)]
-    if limited_by in ("data", "shared cores"):
+    if pixels_limit(profile):
         advice += converted
     if limited_by == "storage":
         advice += _memory_advice(profile)
