@@ -87,16 +87,19 @@ def _in_a_step(count: int) -> None:
     _at(torch.amp.GradScaler, "update", count, _die)  # the weights are new; schedule, averages and position are not
 
 
-def _in_an_evaluation(count: int) -> None:
-    original = Trainer._watched
+def _in_an_evaluation(number: signal.Signals) -> Callable[[int], None]:
+    def prepare(count: int) -> None:
+        original = Trainer._watched
 
-    def watched(self: Trainer, batches: Any) -> Any:
-        for number, batch in enumerate(original(self, batches), 1):
-            if number == count:
-                _die()
-            yield batch
+        def watched(self: Trainer, batches: Any) -> Any:
+            for position, batch in enumerate(original(self, batches), 1):
+                if position == count:
+                    os.kill(os.getpid(), number)
+                yield batch
 
-    Trainer._watched = watched  # type: ignore[method-assign]
+        Trainer._watched = watched  # type: ignore[method-assign]
+
+    return prepare
 
 
 def _in_a_write(count: int) -> None:
@@ -144,7 +147,8 @@ def _kill_worker(count: int) -> None:
 
 ACCIDENTS: dict[str, Callable[[int], None]] = {
     "step": _in_a_step,
-    "evaluation": _in_an_evaluation,
+    "evaluation": _in_an_evaluation(signal.SIGKILL),
+    "asked in an evaluation": _in_an_evaluation(signal.SIGTERM),
     "write": _in_a_write,
     "rename": _before_a_rename,
     "SIGTERM": _signal(signal.SIGTERM),

@@ -78,6 +78,7 @@ def test_killed_runs_end_as_if_nothing_had_happened(dataset: Path, tmp_path: Pat
         (Accident("evaluation", 3), KILLED),
         (Accident("rename", 2), KILLED),
         (Accident("SIGTERM", 2), 128 + signal.SIGTERM),
+        (Accident("asked in an evaluation", 2), 128 + signal.SIGTERM),
     ]
     if loader in ("torch", "webdataset"):
         accidents += [(Accident("group", 2), 128 + signal.SIGTERM), (Accident("worker", 1), 1)]
