@@ -82,6 +82,8 @@ def test_killed_runs_end_as_if_nothing_had_happened(dataset: Path, tmp_path: Pat
     ]
     if loader in ("torch", "webdataset"):
         accidents += [(Accident("group", 2), 128 + signal.SIGTERM), (Accident("worker", 1), 1)]
+    if loader == "ffcv":  # compiles for seconds in each process
+        accidents = accidents[1::3]
     for accident, code in accidents:
         log.write_text("")
         before = step_of_newest(tmp_path / "parts")
