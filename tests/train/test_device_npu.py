@@ -5,11 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from scripts import ROOT, finish, losses, result_of, start
 
 from pipeline.cli import run_command
@@ -28,9 +29,19 @@ def npu(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
     built = subprocess.run(build, capture_output=True, text=True, timeout=240)
     assert built.returncode == 0, built.stderr
     library = built.stdout.splitlines()[-1]
-    return {"PYTHONPATH": str(EMULATION), "NPU_EMULATION_LIBRARY": library}
+    return {"PYTHONPATH": str(EMULATION), "NPU_EMULATION_LIBRARY": library, "OMP_NUM_THREADS": "1"}
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums are rounded in the order of their parts: in this process as in those of the NPU."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_alexnet_trains_with_the_losses_of_the_cpu(
     dataset: Path, tmp_path: Path, npu: Mapping[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
