@@ -35,6 +35,10 @@ def _is_in_bad_fork() -> bool:
     return False
 
 
+def manual_seed(seed: int) -> None:
+    pass
+
+
 def manual_seed_all(seed: int) -> None:
     pass
 

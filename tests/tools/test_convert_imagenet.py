@@ -629,7 +629,14 @@ def test_script_names_a_bad_image_in_its_last_line_and_starts_no_program_for_it(
 def interrupted_script(number: signal.Signals, records: int, dst: Path, *arguments: object) -> tuple[int, str]:
     """Start the script and send it a signal when so many shards are on record. Returns its exit code and stderr."""
     command = [sys.executable, str(SCRIPT), "--dst", str(dst), *map(str, arguments)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # What a shell starts in the background ignores it, and so would the script.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         while process.poll() is None and len(list(dst.glob(".conversion/*-??????.json"))) < records:
             time.sleep(0.001)
         process.send_signal(number)
