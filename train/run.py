@@ -21,8 +21,8 @@ def main(config: TrainConfig) -> dict[str, Any] | None:
     world = launch.find_world(config)
     if world is not None:
         return _work(config, world)
-    loop.check(config)
     if config.nproc > 1 or config.nnodes > 1 or config.max_restarts:
+        loop.check(config)  # each process checks too, but then the error would cost starting them
         launch.launch(config, __file__, *sys.argv[1:])
         return None
     try:
