@@ -1,8 +1,6 @@
-"""Threads that work ahead, and what loaders built on torch's DataLoader share."""
+"""What loaders built on torch's DataLoader share."""
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -13,26 +11,6 @@ from pipeline.errors import InputError
 from pipeline.ring import PREFETCH
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Generator[Result, None, None]:
-    """Map with threads, in order, with a bounded number of results waiting.
-
-    Reading, decoding and hashing release the GIL, so threads use every core without copying images between
-    processes.
-    """
-    waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > 4 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def loader(dataset: Dataset[Batch], spec: LoaderSpec, num_workers: int, **options: Any) -> DataLoader[Batch]:

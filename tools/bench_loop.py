@@ -27,11 +27,11 @@ from pipeline.dataset import Split, SplitInfo
 from tools import report
 from train.config import TrainConfig
 from train.device import AMP_DTYPES, configure_math, select, synchronize
-from train.launch import World
 from train.run_directory import RunDirectory
 from train.session import Session
 from train.stopping import StopRequests
 from train.trainer import Trainer
+from train.world import World
 
 CLASSES = 1000
 LOOPS = ("training loop", "bare loop")

@@ -37,7 +37,7 @@ from pipeline.dataset import MANIFEST
 from pipeline.errors import InputError
 from pipeline.formats.beton import head_bytes, page_size_for
 from pipeline.formats.files import complete_or_absent
-from pipeline.workers import in_order
+from pipeline.threads import in_order
 
 log = logging.getLogger(__name__)
 

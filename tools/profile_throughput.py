@@ -19,8 +19,6 @@ from tqdm import tqdm
 
 from pipeline import loaders
 from pipeline.cli import run_command
-from pipeline.dataset import Split
-from pipeline.errors import InputError
 from tools import profile_page, report
 from tools.estimate import conversion_factors
 from tools.profile_tables import other_notes, part_table, rate_table, step_table, sweep_table
@@ -112,7 +110,10 @@ def chosen_loaders(settings: ProfileSettings) -> list[str]:
             log.info("loader auto: %s (%s)", chosen, why)
             names.append(chosen)
         elif name == "all":
-            names += usable(split)
+            passed_over: list[str] = []
+            found = [name for name, _ in loaders.usable(split, passed_over)]
+            log.info("loader all: %s", "; ".join([", ".join(found), *passed_over]))
+            names += found
         else:
             loaders.load(name)  # a missing package is told before anything is measured
             names.append(name)
@@ -122,20 +123,6 @@ def chosen_loaders(settings: ProfileSettings) -> list[str]:
 def changes_anything(base: Profile, changes: dict[str, int]) -> bool:
     """Whether a point of the sweep is another than what was measured already."""
     return any(getattr(base, name) != value for name, value in changes.items())
-
-
-def usable(split: Split) -> list[str]:
-    """The loaders that are installed and can read the split; why another one is not measured is logged."""
-    found = []
-    for name in loaders.PREFERENCE:
-        try:
-            module = loaders.load(name)
-        except InputError as error:
-            log.info("%s", error)
-            continue
-        if set(module.READS) & set(split.formats):
-            found.append(name)
-    return found
 
 
 def measure(settings: ProfileSettings, loader: str, changes: dict[str, int], *, base: bool) -> Profile:

@@ -20,21 +20,20 @@ from unittest.mock import patch
 import psutil
 import torch
 import torch.distributed as dist
-from torch.distributed.elastic.multiprocessing.errors import record
 
 from pipeline import page_cache
-from pipeline.cli import EXIT_BAD_INPUT, configure_logging
+from pipeline.cli import configure_logging
 from pipeline.contract import Batch, Loader, LoaderSpec
-from pipeline.errors import InputError
 from pipeline.profiling import LoaderParts, measure_parts
 from pipeline.transfer import to_device
 from tools.report import Rate
 from tools.step_clock import PHASES, StepClock
 from train.config import TrainConfig
 from train.device import configure_math, select, synchronize
-from train.launch import World, finalize, find_world, initialize, launch, same_on_all
+from train.launch import launch, work
 from train.metrics import WARMUP_STEPS
 from train.session import Session, open_data
+from train.world import World, finalize, find_world, initialize, same_on_all
 
 AXES = ("workers", "batch_size", "resolution", "nproc")
 """Settings that a sweep changes."""
@@ -112,7 +111,7 @@ class Options:
 
 def profile(config: TrainConfig, options: Options) -> Profile:
     """Measure the training run that `config` describes, in --nproc processes."""
-    made = _work(config, options, World()) if config.nproc == 1 else _launched(config, options)
+    made = _measure(config, options, World()) if config.nproc == 1 else _launched(config, options)
     assert made is not None, "rank 0 returns what was measured"
     return made
 
@@ -129,13 +128,10 @@ def _launched(config: TrainConfig, options: Options) -> Profile | None:
 
 def _worker(config: TrainConfig, options: Options) -> Profile | None:
     configure_logging()
-    try:
-        return record(_work)(config, options, find_world(config) or World())
-    except InputError:
-        os._exit(EXIT_BAD_INPUT)  # at once, before the other ranks notice and fail too
+    return work(_measure, config, options, find_world(config) or World())
 
 
-def _work(config: TrainConfig, options: Options, world: World) -> Profile | None:
+def _measure(config: TrainConfig, options: Options, world: World) -> Profile | None:
     """As one process of `world`; rank 0 returns what was measured."""
     device = select(config.device, world.local_rank, world.local_size)
     configure_math(deterministic=False)

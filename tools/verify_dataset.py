@@ -45,7 +45,7 @@ from pipeline.formats.beton import HEADER, MODE_JPEG, MODE_RAW, SMALLEST_PAGE, B
 from pipeline.formats.files import complete_or_absent
 from pipeline.formats.shards import INDEX_VERSION, ShardInfo, parse_label, sample_key
 from pipeline.jpeg.headers import read_header
-from pipeline.workers import in_order
+from pipeline.threads import in_order
 
 log = logging.getLogger(__name__)
 

@@ -108,16 +108,15 @@ def _is_sound(path: Path) -> bool:
         return archive.testzip() is None
 
 
-def newest_sound(run_dir: Path) -> Path | None:
-    """The newest checkpoint that can be read; damaged newer ones are named in the log.
+def newest_sound(run_dir: Path) -> tuple[Path, State] | None:
+    """The newest checkpoint that can be read, and what it holds; damaged newer ones are named in the log.
 
     None where there is none at all. Raises InputError where all are damaged.
     """
     paths = existing(run_dir)
     for path in reversed(paths):
         with contextlib.suppress(InputError):
-            load(path)
-            return path
+            return path, load(path)
         log.warning("%s is damaged: going on from the one before", path)
     if paths:
         raise InputError(f"--resume auto: all {len(paths)} checkpoints in {run_dir / FOLDER} are damaged")

@@ -1,238 +1,65 @@
-"""Processes: one by itself, several through PyTorch's elastic launcher, or those that another launcher started."""
+"""Starting the processes of a run, and restarting those that fail: PyTorch's elastic launcher."""
 
 import contextlib
 import ctypes
-import dataclasses
 import logging
 import os
 import re
 import signal
-import socket
 import sys
 import tempfile
-import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
-import psutil
-import torch
 import torch.distributed as dist
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure, record
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
-from torch.distributed.elastic.utils.store import barrier
-from torch.distributed.rendezvous import rendezvous
 
 from pipeline.cli import EXIT_BAD_INPUT, EXIT_FAILURE
 from pipeline.errors import InputError
-from train import checkpoint
 from train.config import TrainConfig
-from train.device import DEVICE_TYPES
+from train.stopping import STOP_SIGNALS
+from train.world import check_meeting_point, first_line
 
 log = logging.getLogger(__name__)
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""What schedulers send before they kill: the launcher passes it on and waits for its processes to end."""
-
-_OURS = "SLUICE_LAUNCHER"  # its process id
-_LAUNCHERS = {  # where each says the rank, the world size, the local rank and the processes of this machine
-    "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
-    "srun": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
-    "mpirun": (
-        "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE",
-    ),
-}  # fmt: skip
+_LAUNCHER = "SLUICE_LAUNCHER"  # its process id
 
 Value = TypeVar("Value")
 
 
-@dataclass(frozen=True, kw_only=True)
-class World:
-    """This process among those of the run."""
+def work(function: Callable[..., Value], *arguments: Any) -> Value | None:
+    """Call `function` in a process that a launcher started; an exception reaches it through a file.
 
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    local_size: int = 1
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process prints and writes."""
-        return self.rank == 0
-
-
-# What another launcher says
-
-
-def find_world(config: TrainConfig) -> World | None:
-    """The world as the environment of a launcher describes it: torchrun's, srun's, mpirun's, or RANK and WORLD_SIZE
-    set by hand.
-
-    None where no launcher started this process, or where it is to be one: --nproc or --nnodes under anything but
-    torchrun. Raises InputError where --nproc contradicts torchrun, or where the processes cannot find each other.
+    Where the launcher is `launch`, it tells of the exception and ends the other processes; this one ends at once and
+    silently, before they notice and fail too.
     """
-    elastic = "TORCHELASTIC_RUN_ID" in os.environ
-    if not elastic and (config.nproc > 1 or config.nnodes > 1):
-        return None
-    for launcher, names in _LAUNCHERS.items():
-        if all(name in os.environ for name in names[:2]):
-            world = _described(launcher, *(os.environ.get(name) for name in names))
-            break
-    else:
-        return None
-    if elastic and config.nproc not in (1, world.local_size):
-        raise InputError(f"--nproc {config.nproc}: the launcher started {world.local_size} processes here")
-    if world.size > 1 and not (os.environ.get("MASTER_ADDR") and os.environ.get("MASTER_PORT", "").isdigit()):
-        raise InputError(
-            f"{launcher} started {world.size} processes: export MASTER_ADDR (the host of rank 0) and MASTER_PORT "
-            "(a free port there) for them, or start one on each machine, with --nproc, --nnodes and --node-rank"
-        )
-    return world
-
-
-def _described(launcher: str, *values: str | None) -> World:
-    rank, size, local_rank, local_size = values
-    if launcher == "srun":
-        local_size = _tasks_of_node(local_size or "", int(os.environ.get("SLURM_NODEID", "0")))
+    recorded = record(function)
+    if _LAUNCHER not in os.environ:
+        return recorded(*arguments)
+    _end_with_launcher()
     try:
-        return World(
-            rank=int(rank or 0),
-            size=int(size or 1),
-            # Set by hand, they may be left out on a single machine.
-            local_rank=int(local_rank or rank or 0),
-            local_size=int(local_size or size or 1),
-        )
-    except ValueError:
-        told = " ".join(f"{name}={value}" for name, value in zip(_LAUNCHERS[launcher], values, strict=True))
-        raise InputError(f"{launcher}'s environment has no numbers where they belong: {told}") from None
-
-
-def _tasks_of_node(described: str, node: int) -> str | None:
-    """The tasks of a node as srun describes those of all: "2(x3),1" is 2 on each of three nodes and 1 on the last."""
-    counts: list[str] = []
-    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", described):
-        counts += [count] * int(times or 1)
-    return counts[node] if node < len(counts) else None
-
-
-# Being one of several processes
-
-
-def reports_to_parent() -> bool:
-    """Whether our own launcher waits for this process and prints its error."""
-    return _OURS in os.environ
-
-
-def end_with_launcher() -> None:
-    """Let the kernel kill this process when our launcher dies: it would train on for ever, watched by nobody."""
-    parent_death_signal = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
-    ctypes.CDLL(None).prctl(parent_death_signal, int(signal.SIGKILL))
-    if os.getppid() != int(os.environ[_OURS]):  # it has died before
+        return recorded(*arguments)
+    except InputError:
+        os._exit(EXIT_BAD_INPUT)
+    except (Exception, KeyboardInterrupt):
         os._exit(EXIT_FAILURE)
 
 
-def as_restarted(config: TrainConfig) -> TrainConfig:
-    """`config`, or where the launcher restarted this process after a failure, the same going on from the newest
-    checkpoint. Raises InputError where nobody said in which directory that is."""
-    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    if restarts == 0 or config.evaluate:
-        return config
-    if config.run_dir is None:
-        raise InputError("a run that is to be restarted needs --run-dir, where its checkpoints are found again")
-    if config.resume and not checkpoint.existing(config.run_dir):
-        return config
-    return dataclasses.replace(config, resume="auto")
-
-
-def initialize(world: World, device: torch.device, timeout_s: int) -> None:
-    """Join the process group, if there are several processes. Raises InputError where they do not find each other
-    within `timeout_s` seconds."""
-    if world.size == 1:
-        return
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    where = f"MASTER_ADDR {address}, MASTER_PORT {port}"
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        _check_meeting_point(where, address, port, timeout_s, is_host=world.is_main)
-    try:
-        store, _, _ = next(rendezvous("env://", world.rank, world.size, timeout=timedelta(seconds=timeout_s)))
-        # A launcher on several machines keeps its store over a restart.
-        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-        barrier(store, world.size, "started", timeout_s)
-    except dist.DistError as error:
-        raise InputError(
-            f"{where}: {world.size} processes did not meet there within --rdzv-timeout {timeout_s} s "
-            f"({_first_line(error)})"
-        ) from None
-    # Gloo, which groups may use beside any device, listens where the machine's own name points: often the loopback.
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface_towards(address))
-    dist.init_process_group(
-        DEVICE_TYPES[device.type].backend,
-        store=store,
-        rank=world.rank,
-        world_size=world.size,
-        device_id=device if device.type != "cpu" else None,
-    )
-
-
-def finalize(world: World) -> None:
-    """Leave the process group."""
-    if world.size > 1:
-        dist.destroy_process_group()
-
-
-def same_on_all(value: Value, world: World) -> Value:
-    """Rank 0's value on every rank. A collective call."""
-    values = [value]
-    if world.size > 1:
-        dist.broadcast_object_list(values, 0)
-    return values[0]
-
-
-def _check_meeting_point(where: str, address: str, port: int, timeout_s: int, is_host: bool) -> None:
-    """Raises InputError where this process cannot listen at the address, or does not reach it within `timeout_s`
-    seconds. PyTorch waits too, but without the reason, and prints stack traces meanwhile."""
-    end = time.monotonic() + timeout_s
-    while True:
-        try:
-            if is_host:
-                family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0][0]
-                socket.create_server((address, port), family=family).close()
-            else:
-                socket.create_connection((address, port), timeout=max(0.1, end - time.monotonic())).close()
-            return
-        except OSError as error:
-            reason = error.strerror or error
-            if is_host:
-                raise InputError(f"{where}: rank 0 is to listen there, and cannot ({reason})") from None
-            if time.monotonic() > end:
-                raise InputError(f"{where}: not reached within --rdzv-timeout {timeout_s} s ({reason})") from None
-            time.sleep(0.2)
-
-
-def _interface_towards(host: str) -> str:
-    """The network interface whose address this machine uses towards `host`."""
-    family, kind, protocol, _, address = socket.getaddrinfo(host, 1, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind, protocol) as probe:
-        probe.connect(address)  # sends nothing
-        own = probe.getsockname()[0]
-    interfaces = psutil.net_if_addrs().items()
-    return next(name for name, addresses in interfaces if own in [each.address for each in addresses])
-
-
-def _first_line(error: object) -> str:
-    return str(error).strip().partition("\n")[0]
-
-
-# Starting processes
+def _end_with_launcher() -> None:
+    """Let the kernel kill this process when our launcher dies: it would train on for ever, watched by nobody."""
+    parent_death_signal = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
+    ctypes.CDLL(None).prctl(parent_death_signal, int(signal.SIGKILL))
+    if os.getppid() != int(os.environ[_LAUNCHER]):  # it has died before
+        os._exit(EXIT_FAILURE)
 
 
 class Agent(LocalElasticAgent):
@@ -279,7 +106,7 @@ def launch(config: TrainConfig, entry: Callable[..., Any] | str, *arguments: Any
     """
     cores = len(os.sched_getaffinity(0))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // config.nproc)))
-    os.environ[_OURS] = str(os.getpid())
+    os.environ[_LAUNCHER] = str(os.getpid())
     # PyTorch would print a report of every rank; the agent tells of the first failure.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     meeting = _meeting(config)
@@ -295,7 +122,7 @@ def _run(config: TrainConfig, agent: Agent) -> dict[int, Any]:
     except dist.DistError as error:
         raise InputError(
             f"--rdzv-endpoint {config.rdzv_endpoint}: {config.nnodes} machines did not meet there within "
-            f"--rdzv-timeout {config.rdzv_timeout} s ({_first_line(error)})"
+            f"--rdzv-timeout {config.rdzv_timeout} s ({first_line(error)})"
         ) from None
     except SignalException as stop:
         if stop.sigval == signal.SIGINT:
@@ -316,7 +143,7 @@ def _meeting(config: TrainConfig) -> RendezvousParameters:
     endpoint, nodes, timeout = config.rdzv_endpoint, config.nnodes, config.rdzv_timeout
     log.info("machine %d of %d: meeting the others at %s", config.node_rank, nodes, endpoint)
     host, port = parse_rendezvous_endpoint(endpoint, -1)
-    _check_meeting_point(f"--rdzv-endpoint {endpoint}", host, port, timeout, is_host=config.node_rank == 0)
+    check_meeting_point(f"--rdzv-endpoint {endpoint}", host, port, timeout, is_host=config.node_rank == 0)
     # Not c10d, with which machines get their numbers by chance.
     return RendezvousParameters("static", endpoint, "sluice", nodes, nodes, rank=config.node_rank, timeout=timeout)
 
@@ -365,7 +192,7 @@ def described(rank: int, failure: ProcessFailure) -> str:
         return f"rank {rank} ended with exit code {failure.exitcode}"
     told = _message(failure)
     if re.search("[Cc]onnection (closed|reset)|^Dist[A-Za-z]*Error", told):
-        return f"rank {rank} lost the connection to another rank: {_first_line(told)}"
+        return f"rank {rank} lost the connection to another rank: {first_line(told)}"
     return f"{failure.message['extraInfo']['py_callstack']}rank {rank} failed: {told}"
 
 

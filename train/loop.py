@@ -15,12 +15,12 @@ from pipeline.errors import InputError
 from train import checkpoint, optim, resume
 from train.config import TrainConfig
 from train.device import configure_math, require, select
-from train.launch import World, finalize, initialize
 from train.metrics import result_line
 from train.run_directory import EarlyLines, RunDirectory
 from train.session import Session, batch_too_large, has_validation, open_data
 from train.stopping import Stopped, StopRequests
 from train.trainer import Trainer, evaluation_bar
+from train.world import World, finalize, initialize
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +66,7 @@ def check_resolutions(config: TrainConfig) -> None:
 def run(config: TrainConfig, world: World) -> dict[str, Any] | None:
     """Train or evaluate as one process of `world`. Returns the result on the main rank."""
     with EarlyLines():
+        config = resume.as_restarted(config)
         check(config)
         device = select(config.device, world.local_rank, world.local_size)
         if config.sync_bn and device.type == "cpu":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from pipeline.errors import InputError
 from train import checkpoint
 from train.checkpoint import State
 from train.config import TrainConfig
-from train.launch import World, same_on_all
+from train.world import World, same_on_all
 
 log = logging.getLogger(__name__)
 
@@ -32,15 +33,32 @@ class Resumed:
     state: State
 
 
+def as_restarted(config: TrainConfig) -> TrainConfig:
+    """`config`, or where the launcher restarted this process after a failure, the same going on from the newest
+    checkpoint. Raises InputError where nobody said in which directory that is."""
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if restarts == 0 or config.evaluate:
+        return config
+    if config.run_dir is None:
+        raise InputError("a run that is to be restarted needs --run-dir, where its checkpoints are found again")
+    if config.resume and not checkpoint.existing(config.run_dir):
+        return config
+    return dataclasses.replace(config, resume="auto")
+
+
 def find(config: TrainConfig, world: World) -> Resumed | None:
     """What --resume means, the same on every rank. Raises InputError. A collective call."""
     if config.resume is None:
         return None
-    path: Path | None = Path(config.resume)
-    if config.resume == "auto":
-        assert config.run_dir is not None
-        path = same_on_all(checkpoint.newest_sound(config.run_dir) if world.is_main else None, world)
-    return Resumed(path, checkpoint.load(path)) if path else None
+    if config.resume != "auto":
+        path = Path(config.resume)
+        return Resumed(path, checkpoint.load(path))
+    assert config.run_dir is not None
+    found = checkpoint.newest_sound(config.run_dir) if world.is_main else None
+    newest = same_on_all(found[0] if found else None, world)
+    if newest is None:
+        return None
+    return Resumed(*found) if found else Resumed(newest, checkpoint.load(newest))
 
 
 def adapted(config: TrainConfig, resumed: Resumed, world: World) -> TrainConfig:

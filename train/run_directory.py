@@ -19,11 +19,11 @@ from pipeline.formats.files import complete_or_absent
 from train import checkpoint
 from train.config import TrainConfig
 from train.device import device_name
-from train.launch import World, same_on_all
 from train.metrics import RunWriter, plot_curves
 from train.resume import Resumed
 from train.session import Position
 from train.trace import StepTrace
+from train.world import World, same_on_all
 
 log = logging.getLogger(__name__)
 

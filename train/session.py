@@ -26,9 +26,9 @@ from pipeline.formats.remote import is_remote
 from train import checkpoint, optim, randomness
 from train.config import TrainConfig
 from train.device import AMP_DTYPES, DEVICE_TYPES
-from train.launch import World
 from train.metrics import Totals
 from train.stopping import shielded
+from train.world import World
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from train.launch import STOP_SIGNALS, World
+from train.world import World
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""What schedulers send before they kill: the launcher passes it on and waits for its processes to end."""
 
 
 class Stopped(SystemExit):

@@ -16,11 +16,11 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from pipeline.contract import Batch
 from train import checkpoint
 from train.device import synchronize
-from train.launch import same_on_all
-from train.metrics import THROUGHPUT_DEFINITION, Throughput, Totals, result_line
+from train.metrics import THROUGHPUT_DEFINITION, Throughput, Totals, limited_by, result_line
 from train.run_directory import RunDirectory
 from train.session import Session
 from train.stopping import Stopped, StopRequests
+from train.world import same_on_all
 
 log = logging.getLogger(__name__)
 
@@ -96,20 +96,21 @@ class Trainer:
         if not math.isfinite(values["loss"]):
             self._handle_non_finite_loss()
         writer, position = self.directory.writer, self.session.position
+        data_wait = max(self._gathered(self.throughput.interval_wait()))  # the others wait for that rank's gradients
         if writer is None:
             return
         values |= {
             "epoch": position.step / self.session.steps_per_epoch,
             "lr": self.session.optimizer.param_groups[0]["lr"],
             "images_per_s": self.throughput.images_per_s * self.world.size,
-            "data_wait": self.throughput.data_wait,
+            "data_wait": data_wait,
         }
         writer.write("train", position.step, **values)
         log.info(
             f"epoch {values['epoch']:.2f} step {position.step} loss {values['loss']:.3f} "
             f"top1 {values['top1']:.1f} top5 {values['top5']:.1f} lr {values['lr']:.4g} "
-            f"images/s {values['images_per_s']:.0f} ({self.throughput.images_per_s:.0f} a process) "
-            f"data wait {values['data_wait']:.0%}"
+            f"images/s {values['images_per_s']:.1f} ({self.throughput.images_per_s:.1f} a process) "
+            f"data wait {data_wait:.0%}"
         )
 
     # Losses that are not finite
@@ -235,17 +236,19 @@ class Trainer:
         images_per_s = self.throughput.images_per_s * self.world.size
         seconds = time.perf_counter() - self._started
         result = result_line(self.evaluation, images_per_s, seconds, self.loader_name, self.directory.path)
+        data_wait = max(self._gathered(self.throughput.data_wait))
+        limit = limited_by(data_wait, self.throughput.images)
         if self.world.is_main:
             details = {
                 "images_per_s_definition": THROUGHPUT_DEFINITION,
-                "data_wait": round(self.throughput.data_wait, 4),
-                "limited_by": self.throughput.limited_by,
+                "data_wait": round(data_wait, 4),
+                "limited_by": limit,
             }
             self.directory.draw_curves()
             self.directory.write_json("result.json", result | details)
             name = "FPS" if self.config.performance is not None else "images/s"
             log.info("%s %.1f: %s", name, images_per_s, THROUGHPUT_DEFINITION)
-            log.info("limited by %s", self.throughput.limited_by)
+            log.info("limited by %s", limit)
         return result
 
     def _training_bar(self, batches: Iterator[Batch]) -> Generator[Batch, None, None]:

@@ -21,7 +21,7 @@ from pipeline.errors import InputError
 from pipeline.formats.beton import BetonInfo, Extent, PageGroup, PageWriter, beton_extents, finish_beton, head_bytes
 from pipeline.formats.files import complete_or_absent, move
 from pipeline.formats.shards import ShardInfo, ShardWriter
-from pipeline.workers import in_order
+from pipeline.threads import in_order
 
 log = logging.getLogger(__name__)
 
@@ -155,14 +155,15 @@ def write_shard(
     report, bad, samples, total, source_bytes, reencoded = [], [], 0, 0, 0, 0
     try:
         for index, made in zip(range(shard.start, shard.stop), outcomes, strict=False):
-            where, label = job.images.where(index), int(job.images.labels[index])
+            label = int(job.images.labels[index])
             if isinstance(made, BadImage):
+                where = job.images.where(index)
                 bad.append((where, str(made)))
                 report.append({"split": shard.split, "file": where, "bad": str(made), "done": "left out"})
                 continue
             if made.odd:
                 done = "re-encoded" if made.reencoded else "kept"
-                report.append({"split": shard.split, "file": where, "odd": made.odd, "done": done})
+                report.append({"split": shard.split, "file": job.images.where(index), "odd": made.odd, "done": done})
             if tar:
                 tar.add(job.images.stem(index), made.data, label)
             if group:
@@ -172,7 +173,7 @@ def write_shard(
         if bad and not job.skip_bad:
             return bad
         if not samples:
-            raise InputError(f"{where}: every image of its shard is bad ({len(bad)}); is it the right --src?")
+            raise InputError(f"{bad[-1][0]}: every image of its shard is bad ({len(bad)}); is it the right --src?")
         extent = group.close() if group else None
         if pages:
             flush(pages)

@@ -23,7 +23,6 @@ from pipeline.formats.samples import Sample
 INDEX_VERSION = "v1.2"
 _BLOCK = tarfile.BLOCKSIZE
 _LARGEST_LABEL_FILE = 32
-_SIZE = slice(124, 135)  # of a file, in its tar header, in octal digits
 
 
 @dataclass(frozen=True, kw_only=True)

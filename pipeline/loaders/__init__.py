@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+from collections.abc import Iterator
 from types import ModuleType
 
 from pipeline.contract import Loader, LoaderSpec
@@ -33,20 +34,31 @@ def load(name: str) -> ModuleType:
         raise InputError(f"--loader {name}: its package cannot be loaded ({error})") from None
 
 
-def choose(split: Split) -> tuple[str, str]:
-    """What `auto` means for this data on this machine: the loader's name, and why in words."""
-    passed_over = []
+def usable(split: Split, passed_over: list[str]) -> Iterator[tuple[str, str]]:
+    """The installed loaders that read this data, best first, each with the storage it reads; appends to `passed_over`,
+    in words, why not the others. Raises InputError where there is none."""
+    found = False
     for name in PREFERENCE:
         try:
             module = load(name)
         except InputError as error:
             passed_over.append(f"not {name}: {str(error).removeprefix(f'--loader {name}').lstrip(': ')}")
             continue
-        found = [storage for storage in module.READS if storage in split.formats]
-        if found:
-            return name, "; ".join([f"it is installed and the data has {found[0]!r} storage", *passed_over])
-        passed_over.append(f"not {name}: the data has no {' or '.join(module.READS)} storage")
-    raise InputError(f"--loader auto: none reads the data as it is stored ({'; '.join(passed_over)})")
+        storages = [storage for storage in module.READS if storage in split.formats]
+        if storages:
+            found = True
+            yield name, storages[0]
+        else:
+            passed_over.append(f"not {name}: the data has no {' or '.join(module.READS)} storage")
+    if not found:
+        raise InputError(f"--loader auto: none reads the data as it is stored ({'; '.join(passed_over)})")
+
+
+def choose(split: Split) -> tuple[str, str]:
+    """What `auto` means for this data on this machine: the loader's name, and why in words. Raises InputError."""
+    passed_over: list[str] = []
+    name, storage = next(usable(split, passed_over))
+    return name, "; ".join([f"it is installed and the data has {storage!r} storage", *passed_over])
 
 
 def create(name: str, spec: LoaderSpec) -> Loader:

@@ -26,8 +26,8 @@ from pipeline.decode import cropped, decode, resize_into
 from pipeline.errors import InputError
 from pipeline.jpeg.headers import JpegError
 from pipeline.plan import Indices
+from pipeline.threads import in_order
 from pipeline.transfer import to_device
-from pipeline.workers import in_order
 
 READS = ("webdataset", "folder", "ffcv")
 PREFETCH = 2  # batches

@@ -10,10 +10,10 @@ from pipeline.contract import CropPolicy, LoaderSpec
 from pipeline.dataset import Split, SplitInfo, open_split
 from pipeline.errors import InputError
 from train.config import TrainConfig
-from train.launch import World
 from train.loop import run
 from train.metrics import Totals
 from train.session import Session
+from train.world import World
 
 pytestmark = [
     pytest.mark.gpu,

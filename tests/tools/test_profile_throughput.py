@@ -3,8 +3,10 @@
 Each situation is extreme, so that the verdict does not depend on how fast the machine happens to be.
 """
 
+import contextlib
 import http.server
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -19,10 +21,8 @@ import torch
 from images import jpeg_bytes, photograph
 
 from pipeline.cli import run_command
-from pipeline.contract import CropPolicy, LoaderSpec
-from pipeline.dataset import open_split
 from pipeline.formats.folder import FolderSamples
-from pipeline.profiling import measure_parts
+from pipeline.plan import StreamPlan
 from tools.profile_throughput import ProfileSettings, profile_all
 
 QUICK = ["--windows", "3", "--window-seconds", "0.1", "--device", "cpu", "--workers", "1"]
@@ -125,7 +125,7 @@ class SlowHandler(http.server.SimpleHTTPRequestHandler):
         while piece := source.read(4096):
             outputfile.write(piece)
             if self.path.endswith(".tar"):
-                time.sleep(0.015)
+                time.sleep(0.01)
 
     def log_message(self, *_: object) -> None:
         """Quiet."""
@@ -142,12 +142,45 @@ def slow_server(dataset: Path) -> Iterator[str]:
     thread.join()
 
 
-def test_a_slow_pipe_is_seen_as_waiting_for_reads(slow_server: str) -> None:
-    """The parts alone: a stream this small is read whole before its first batch, and then gives many at once."""
-    spec = LoaderSpec(split=open_split(slow_server, "train"), batch_size=8, crop=CropPolicy(training=True))
-    parts = measure_parts("webdataset", spec, 32, batches=5, rounds=1)
-    assert parts.images == 40
-    assert parts.read_wait_s > 3 * parts.whole_s
+def test_a_slow_pipe_is_limited_by_storage(
+    slow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A stream gives nothing until it has read what its shuffle holds back; here that is to be little of the data, as
+    # it is with ImageNet.
+    monkeypatch.setattr("pipeline.contract.StreamPlan", partial(StreamPlan, shuffle_buffer=4))
+    flags = ("--loader", "webdataset", *TINY, "--window-seconds", "0.5")
+    found = profiled_as("storage", slow_server, tmp_path, *flags, capsys=capsys)
+    assert "waits" in verdict(found)
+
+
+@pytest.fixture
+def slow_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder from whose disk this process and its children read no more than 200 kB a second, where the machine lets
+    us have that (control groups of version 1, as root)."""
+    root = Path("/sys/fs/cgroup/blkio")
+    device = os.stat(tmp_path).st_dev
+    limited = root / f"slow-disk-{os.getpid()}"
+    before = [line.rpartition(":")[2] for line in Path("/proc/self/cgroup").read_text().split() if ":blkio:" in line]
+    try:
+        limited.mkdir()
+        rate = f"{os.major(device)}:{os.minor(device)} 200000"
+        (limited / "blkio.throttle.read_bps_device").write_text(rate)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            limited.rmdir()
+        pytest.skip(f"no disk can be made slow here: {error}")
+    (limited / "cgroup.procs").write_text(str(os.getpid()))
+    yield tmp_path
+    (root / before[0].lstrip("/") / "cgroup.procs").write_text(str(os.getpid()))
+    limited.rmdir()
+
+
+def test_cold_files_on_a_slow_disk_are_limited_by_storage(
+    slow_disk: Path, dataset_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = profiled_as("storage", dataset_copy, slow_disk / "out", "--cold", "--loader", "torch", *TINY, capsys=capsys)
+    assert "waits" in verdict(found)
+    assert "files in memory or on faster storage" in verdict(found)
 
 
 def test_cold_files_are_out_of_the_cache_when_they_are_measured(

@@ -10,8 +10,8 @@ import torch
 from pipeline.contract import Batch
 from tools.step_clock import ALL_REDUCE, BACKWARD, DATA, FORWARD, OPTIMIZER, StepClock
 from train.config import TrainConfig
-from train.launch import World
 from train.session import Position, Session, open_data
+from train.world import World
 
 
 @pytest.fixture

@@ -7,8 +7,10 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,13 +36,42 @@ class Accident(NamedTuple):
 
 def run_process(arguments: Sequence[object], log: Path, accident: Accident | None = None) -> int:
     """Run train/run.py in a process, its output in the file `log`. Returns the exit code, -N for death by signal N."""
+    return _exit_code(_start(arguments, log, accident, {}), log)
+
+
+def run_ranks(size: int, arguments: Sequence[object], log: Path, accident: Accident | None = None) -> list[int]:
+    """The same in `size` processes that are numbered by hand; the accident is the last one's. Returns their exit
+    codes."""
+    environment = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    last = size - 1
+    processes = [
+        _start(arguments, log, accident if rank == last else None, {**environment, "RANK": str(rank)})
+        for rank in range(size)
+    ]
+    return [_exit_code(process, log) for process in processes]
+
+
+def free_port() -> int:
+    """One that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _start(
+    arguments: Sequence[object], log: Path, accident: Accident | None, environment: dict[str, str]
+) -> BaseProcess:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["warm"])
-    process = context.Process(target=_train, args=([*map(str, arguments)], log, accident))
+    process = context.Process(target=_train, args=([*map(str, arguments)], log, accident, environment))
     with pytest.MonkeyPatch.context() as patch:
         # The forking process takes over no sys.path, and the entry of this folder is replaced by train/run.py.
         patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
         process.start()
+    return process
+
+
+def _exit_code(process: BaseProcess, log: Path) -> int:
     process.join(SECONDS)
     alive = process.is_alive()
     process.kill()
@@ -50,8 +81,9 @@ def run_process(arguments: Sequence[object], log: Path, accident: Accident | Non
     return process.exitcode
 
 
-def _train(arguments: list[str], log: Path, accident: Accident | None) -> None:
+def _train(arguments: list[str], log: Path, accident: Accident | None, environment: dict[str, str]) -> None:
     os.setpgrp()
+    os.environ.update(environment)
     multiprocessing.set_start_method("fork", force=True)  # of the loaders' workers, as in a process that a user starts
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)

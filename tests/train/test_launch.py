@@ -11,11 +11,12 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from processes import free_port, run_ranks
 from scripts import ROOT, SMALL, finish, result_of, start, wait_until, weights
 
 from pipeline.errors import InputError
 from train.config import TrainConfig
-from train.launch import World, find_world
+from train.world import World, find_world
 
 FAULTY_RANK_1 = """
 import os
@@ -42,12 +43,6 @@ def clean() -> Iterator[Callable[[subprocess.Popen[str]], subprocess.Popen[str]]
         process.communicate()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def workers_of(launcher: subprocess.Popen[str]) -> list[psutil.Process]:
     """The training processes, in the order of their ranks."""
     return sorted(psutil.Process(launcher.pid).children(), key=lambda process: int(process.environ()["RANK"]))
@@ -60,7 +55,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 def test_a_killed_rank_is_restarted_from_the_last_checkpoint(dataset: Path, tmp_path: Path, launcher: str) -> None:
     common = ["--data", dataset, *SMALL, "--batch-size", 2, "--epochs", 4, "--checkpoint-every", 2]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    result_of(finish(start(*common, "--nproc", 2, "--run-dir", whole)))
+    assert run_ranks(2, [*common, "--run-dir", whole], tmp_path / "log") == [0, 0]
     common += ["--run-dir", parts]
     if launcher == "ours":
         run = start(*common, "--nproc", 2, "--max-restarts", 1)

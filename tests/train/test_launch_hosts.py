@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from processes import run_ranks
 from scripts import SMALL, finish, result_of, start, wait_until, weights
 
 Hosts = tuple[list[str], list[str]]
@@ -59,7 +60,8 @@ def common(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 def test_two_machines_train_as_one_with_as_many_processes(hosts: Hosts, common: list[object], tmp_path: Path) -> None:
-    result_of(finish(start(*common, "--nproc", 2, "--run-dir", tmp_path / "one", "--log-indices")))
+    log = tmp_path / "log"
+    assert run_ranks(2, [*common, "--run-dir", tmp_path / "one", "--log-indices"], log) == [0, 0], log.read_text()
     first, second = map(finish, start_both(hosts, *common, "--run-dir", tmp_path / "two", "--log-indices"))
     assert result_of(first)["evaluated"] == 19
     assert (second.returncode, second.stdout) == (0, "")

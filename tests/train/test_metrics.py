@@ -1,6 +1,8 @@
 """What a run measures and what it writes."""
 
 import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -62,3 +64,18 @@ def test_a_resumed_run_drops_the_rows_it_makes_again(tmp_path: Path) -> None:
     RunWriter(tmp_path, 10).close()
     assert [row["step"] for row in read_metrics(tmp_path)] == [5, 10]
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["loss"] == 1.0
+
+
+def test_an_interval_has_a_wait_of_its_own() -> None:
+    throughput = Throughput()
+
+    def slow() -> Iterator[int]:
+        time.sleep(0.1)
+        yield 0
+
+    throughput.resume()
+    list(throughput.waiting(slow()))
+    assert throughput.interval_wait() > 0.9
+    time.sleep(0.1)
+    assert throughput.interval_wait() == 0
+    assert 0 < throughput.data_wait < 0.9

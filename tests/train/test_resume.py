@@ -8,8 +8,8 @@ import pytest
 
 from pipeline.errors import InputError
 from train.config import TrainConfig
-from train.launch import World
 from train.resume import Resumed, adapted
+from train.world import World
 
 
 def checkpoint_of(world_size: int, **settings: Any) -> Resumed:

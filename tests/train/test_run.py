@@ -16,10 +16,10 @@ from pipeline.dataset import open_split
 from pipeline.errors import InputError
 from pipeline.plan import Plan
 from train.config import TrainConfig
-from train.launch import World
 from train.recipes import starting_point
 from train.run import main
 from train.session import Session
+from train.world import World
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--model", "torchvision/resnet18", "--resolution", "32", "--batch-size", "4", "--workers", "1"]

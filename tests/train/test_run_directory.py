@@ -16,11 +16,11 @@ from test_run import ROOT, SMALL, indices, refused, train
 import models
 from pipeline.cli import run_command
 from train.config import TrainConfig
-from train.launch import World
 from train.recipes import starting_point
 from train.run import main
 from train.run_directory import RunDirectory
 from train.session import Position
+from train.world import World
 
 LOCKER = """
 import fcntl, sys

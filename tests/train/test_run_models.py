@@ -12,9 +12,9 @@ from pipeline.cli import run_command
 from pipeline.dataset import open_split
 from train import checkpoint
 from train.config import TrainConfig
-from train.launch import World
 from train.run import main
 from train.session import Session
+from train.world import World
 
 SMALL = ["--model", "pyramidnet", "--model-kwargs", "depth=14", "alpha=8", "--loader", "torch"]
 SMALL += ["--resolution", "32", "--batch-size", "8", "--workers", "1", "--epochs", "1"]

@@ -14,9 +14,9 @@ from pipeline.dataset import Split, SplitInfo
 from train import device, optim
 from train.config import TrainConfig
 from train.device import DeviceType
-from train.launch import World
 from train.metrics import Totals
 from train.session import Position, Session
+from train.world import World
 
 CPU = torch.device("cpu")
 TINY = {"model": "pyramidnet", "model_kwargs": ("depth=14", "alpha=8", "drop_rate=0.5"), "resolution": 32}

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
-from test_kill import EVERYTHING, assert_same_end
+from processes import Accident, run_process, run_ranks
+from test_kill import EVERYTHING, KILLED, assert_same_end
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = (sys.executable,)
@@ -71,12 +72,10 @@ def test_two_ranks_stop_after_the_same_step_and_go_on(dataset: Path, tmp_path: P
     log, whole, parts = tmp_path / "log", tmp_path / "whole", tmp_path / "parts"
     flags = ["--data", dataset, "--loader", "torch", *EVERYTHING, "--batch-size", 2]
     flags += ["--epochs", 10, "--amp", "bf16", "--print-freq", 1]
-    with started([*flags, "--nproc", 2, "--run-dir", whole], LAUNCHER, log) as process:
-        assert process.wait(SECONDS) == 0, log.read_text()
+    assert run_ranks(2, [*flags, "--run-dir", whole], log) == [0, 0], log.read_text()
     resumed = [*flags, "--run-dir", parts, "--resume", "auto"]
     accidents = [
         (LAUNCHER, to_rank(1, signal.SIGUSR1), 128 + signal.SIGUSR1),
-        (LAUNCHER, to_rank(1, signal.SIGKILL), 128 + signal.SIGKILL),
         (TORCHRUN, to_all(signal.SIGTERM), 1),  # torchrun's own code
     ]
     for launcher, end, code in accidents:
@@ -84,11 +83,11 @@ def test_two_ranks_stop_after_the_same_step_and_go_on(dataset: Path, tmp_path: P
             step = wait_for_a_step(log, process)
             end(process)
             assert process.wait(SECONDS) == code, log.read_text()
-        if code != 128 + signal.SIGKILL:
-            assert "stopped after step" in log.read_text()
-            assert int(max(parts.glob("checkpoints/step-*.pt")).stem.partition("-")[2]) >= step
-    with started([*resumed, "--nproc", 2], LAUNCHER, log) as process:
-        assert process.wait(SECONDS) == 0, log.read_text()
+        assert "stopped after step" in log.read_text()
+        assert int(max(parts.glob("checkpoints/step-*.pt")).stem.partition("-")[2]) >= step
+    other, killed = run_ranks(2, resumed, log, Accident("step", 3))
+    assert (bool(other), killed) == (True, KILLED), log.read_text()
+    assert run_ranks(2, resumed, log) == [0, 0], log.read_text()
     assert_same_end(whole, parts)
 
 
@@ -96,16 +95,11 @@ def test_three_ranks_add_up_in_the_same_order(dataset: Path, tmp_path: Path) -> 
     """Of three values' sum the last bit depends on the order; a network of 45 MB has its gradients in many places."""
     log, whole, parts = tmp_path / "log", tmp_path / "whole", tmp_path / "parts"
     flags = ["--data", dataset, "--loader", "torch", "--model", "torchvision/resnet18", "--resolution", 32]
-    flags += ["--batch-size", 4, "--workers", 1, "--epochs", 3, "--nproc", 3, "--print-freq", 1, "--lr", 0.1]
-    with started([*flags, "--run-dir", whole, "--log-indices"], LAUNCHER, log) as process:
-        assert process.wait(SECONDS) == 0, log.read_text()
-    resumed = [*flags, "--run-dir", parts, "--resume", "auto", "--log-indices"]
-    with started(resumed, LAUNCHER, log) as process:
-        wait_for_a_step(log, process)
-        process.terminate()
-        assert process.wait(SECONDS) == 128 + signal.SIGTERM, log.read_text()
-    with started(resumed, LAUNCHER, log) as process:
-        assert process.wait(SECONDS) == 0, log.read_text()
+    flags += ["--batch-size", 4, "--workers", 1, "--epochs", 3, "--lr", 0.1, "--log-indices"]
+    assert run_ranks(3, [*flags, "--run-dir", whole], log) == [0, 0, 0], log.read_text()
+    resumed = [*flags, "--run-dir", parts, "--resume", "auto"]
+    assert run_ranks(3, resumed, log, Accident("SIGTERM", 4)) == 3 * [128 + signal.SIGTERM], log.read_text()
+    assert run_ranks(3, resumed, log) == [0, 0, 0], log.read_text()
     assert_same_end(whole, parts)
 
 
@@ -113,12 +107,8 @@ def test_another_number_of_ranks_goes_on_with_the_same_samples(dataset: Path, tm
     log, run_dir = tmp_path / "log", tmp_path / "run"
     flags = ["--data", dataset, "--loader", "torch", *EVERYTHING, "--print-freq", 1, "--run-dir", run_dir]
     flags += ["--resume", "auto", "--batch-size", 4, "--accumulate", 1]
-    with started([*flags, "--nproc", 2], LAUNCHER, log) as process:
-        wait_for_a_step(log, process)
-        process.terminate()
-        assert process.wait(SECONDS) == 128 + signal.SIGTERM, log.read_text()
-    with started([*flags, "--nproc", 1], LAUNCHER, log) as process:
-        assert process.wait(SECONDS) == 0, log.read_text()
+    assert run_ranks(2, flags, log, Accident("SIGTERM", 3)) == 2 * [128 + signal.SIGTERM], log.read_text()
+    assert run_process(flags, log) == 0, log.read_text()
     assert "world size 2 -> 1: 1 x 4 images x 2 accumulated keep the global batch of 2 x 4 x 1" in log.read_text()
     seen: dict[int, list[int]] = {}
     for file in sorted(run_dir.glob("indices-rank*.jsonl")):
