@@ -190,7 +190,7 @@ def write_shard(
         reencoded=reencoded,
         tar=tar_info,
         pages=[extent.bytes, extent.sha256] if extent else None,
-        rows=[list(row) for row in group.rows] if group else [],
+        rows=np.array(group.rows if group else [], np.int64).reshape(-1, 6),
         report=report,
     )
     workspace.write_record(shard, record)
@@ -313,7 +313,7 @@ def finish_pages(workspace: Workspace, state: State, split: str, records: list[R
     """The parts' pages one behind the other, with head and table around them."""
     name = f"ffcv/{split}.beton"
     groups = [
-        PageGroup(np.array(record.rows, np.int64).reshape(-1, 6), Extent(bytes=record.pages[0], sha256=record.pages[1]))
+        PageGroup(record.rows, Extent(bytes=record.pages[0], sha256=record.pages[1]))
         for record in records
         if record.pages
     ]
