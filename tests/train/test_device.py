@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pytest
 
 from pipeline.errors import InputError
-from train.device import DEVICE_TYPES, require
+from train.device import DEVICE_TYPES, require, select
 
 
 @pytest.mark.parametrize("name", [name for name, row in DEVICE_TYPES.items() if row.vendor_package])
@@ -25,3 +27,12 @@ def test_a_broken_vendor_package_is_not_passed_over(
     with pytest.raises(InputError, match=r"--device sdaa needs torch_sdaa, which cannot be imported .*sdaa") as raised:
         require(device, 1)
     assert "\n" not in str(raised.value)
+
+
+def test_on_a_cpu_freed_memory_is_kept() -> None:
+    select("cpu", 0, 1)
+    process = psutil.Process()
+    arrays = [np.ones(1 << 24, np.uint8) for _ in range(8)]  # 128 MB
+    held = process.memory_info().rss
+    del arrays
+    assert held - process.memory_info().rss < 1 << 26
