@@ -26,8 +26,10 @@ from pipeline.dataset import MANIFEST, Manifest, SplitInfo, open_split
 from pipeline.formats.beton import ALLOCATION, HEADER, METADATA, head_bytes
 from pipeline.formats.shards import ShardInfo, ShardWriter
 from tools import verify_dataset
+from tools.contact_sheet import CAPTION, COLUMNS, GAP, HEADING, MARGIN, TILE, TITLE, Picture, draw_sheet
 from tools.convert_imagenet import ConvertSettings, convert
-from tools.verify_dataset import COLUMNS, HEADING, LISTED, MARGIN, TILE, TITLE, VerifySettings, verify
+from tools.dataset_checks import LISTED
+from tools.verify_dataset import VerifySettings, verify
 
 COUNTS = {"train": 47, "val": 19}
 METADATA_AT = HEADER.itemsize + 2 * (1 + 16 + 1024)
@@ -653,13 +655,13 @@ def test_sheet_shows_images_of_each_split_in_the_order_of_their_classes(
     dst, colours = colourful
     assert verified(dst, "--images", 100, "--contact-sheet", tmp_path / "sheet.png").code == 0
     pixels = decoded((tmp_path / "sheet.png").read_bytes()).astype(int)
-    row = TILE + verify_dataset.CAPTION
+    row = TILE + CAPTION
     train = [divmod(place, COLUMNS) for place in range(15)]
     tops = [TITLE + HEADING + line * row for line, _ in train] + [TITLE + 2 * HEADING + 2 * row] * 6
     columns = [column for _, column in train] + list(range(6))
     shown = [colour for colour in colours for _ in range(5)] + [colour for colour in colours for _ in range(2)]
     for top, column, colour in zip(tops, columns, shown, strict=True):
-        left = MARGIN + column * (TILE + verify_dataset.GAP)
+        left = MARGIN + column * (TILE + GAP)
         middle = pixels[top + TILE // 2, left + TILE // 2]
         assert abs(middle - colour).max() < 12
         caption = pixels[top + TILE : top + row, left : left + TILE]
@@ -670,12 +672,9 @@ def test_captions_tell_the_class(colourful: tuple[Path, list[tuple[int, int, int
     """Two sheets that differ in nothing but the label of one image differ in its caption alone."""
     manifest = Manifest.read(colourful[0])
     image = Image.new("RGB", (TILE, TILE))
-    one, other = (
-        np.asarray(verify_dataset.draw_sheet("x", manifest, {"val": {5: verify_dataset.Picture(label, image)}}))
-        for label in (1, 2)
-    )
+    one, other = (np.asarray(draw_sheet("x", manifest, {"val": {5: Picture(label, image)}})) for label in (1, 2))
     rows, columns = np.nonzero((one != other).any(2))
-    assert TITLE + HEADING + TILE < rows.min() <= rows.max() < TITLE + HEADING + TILE + verify_dataset.CAPTION // 2
+    assert TITLE + HEADING + TILE < rows.min() <= rows.max() < TITLE + HEADING + TILE + CAPTION // 2
     assert MARGIN <= columns.min() <= columns.max() < MARGIN + TILE
 
 
