@@ -115,7 +115,8 @@ def test_a_loader_slowed_by_a_delay_is_limited_by_what_is_slow(
     monkeypatch.setattr(owner, name, slow)
     found = profiled_as(expected, imagenet_folder, tmp_path, "--loader", "torch", *TINY, capsys=capsys)
     assert ("waits" if where == "reading" else "not for reading") in verdict(found)
-    assert found["result"]["loaders"][0]["train_images_per_s"] <= 20
+    # 20 a second, and what had been made before the measurement began
+    assert found["result"]["loaders"][0]["train_images_per_s"] < 25
 
 
 class SlowHandler(http.server.SimpleHTTPRequestHandler):
