@@ -12,6 +12,7 @@ import resource
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -39,7 +40,6 @@ AXES = ("workers", "batch_size", "resolution", "nproc")
 """Settings that a sweep changes."""
 PART_IMAGES = 256
 """About so many images are measured part by part, or what a worker loads in a second, if that is less."""
-PART_ROUNDS = 5
 TRACED_STEPS = 5
 HANDED_OVER_S = 0.01
 """A batch that is ready is handed over sooner."""
@@ -159,7 +159,7 @@ def _measure_all(session: Session, options: Options) -> Profile:
     measure_in_turn([one for one in (loader_alone, model_alone, together, transfer) if one], windows)
     if options.trace:
         trace(feed, options.trace)
-    rate = loader_alone.measured.rate
+    measured_parts = partial(_measure_parts, session, spec, loader_alone.measured.rate, windows.count)
     return Profile(
         loader=config.loader,
         model=config.model,
@@ -176,8 +176,8 @@ def _measure_all(session: Session, options: Options) -> Profile:
         together=together.measured,
         step_s=together.step_s,
         transfer=transfer.measured.rate if transfer else None,
-        parts=_measure_parts(session, spec, rate, None) if options.parts else None,
-        cold_parts=_measure_parts(session, spec, rate, files) if options.parts and options.cold else None,
+        parts=measured_parts(None) if options.parts else None,
+        cold_parts=measured_parts(files) if options.parts and options.cold else None,
         left_in_cache=feed.left_in_cache,
     )
 
@@ -345,14 +345,16 @@ class _HostBatches:
         """Holds nothing but memory."""
 
 
-def _measure_parts(session: Session, spec: LoaderSpec, rate: Rate, files: list[Path] | None) -> LoaderParts | None:
+def _measure_parts(
+    session: Session, spec: LoaderSpec, rate: Rate, rounds: int, files: list[Path] | None
+) -> LoaderParts | None:
     """Where rank 0's loader, which gives `rate`, spends its time; each image from the disk where `files` are given."""
     parts = None
     if session.world.is_main:
         before = (lambda: None) if files is None else (lambda: page_cache.drop(files))
         in_a_second = rate.median / (spec.world_size * max(1, spec.workers))
         batches = max(2, math.ceil(min(PART_IMAGES, in_a_second) / spec.batch_size))
-        parts = measure_parts(session.config.loader, spec, session.resolution, batches, PART_ROUNDS, before=before)
+        parts = measure_parts(session.config.loader, spec, session.resolution, batches, rounds, before=before)
     same_on_all(0, session.world)  # the others leave it the machine
     return parts
 

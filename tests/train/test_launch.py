@@ -181,15 +181,6 @@ class TestMachinesThatDoNotMeet:
         assert "rank 0 is to listen there, and cannot (Address already in use" in error
 
 
-def test_processes_numbered_by_hand(dataset: Path, tmp_path: Path) -> None:
-    flags = ["--data", dataset, *SMALL, "--batch-size", 2, "--epochs", 1, "--run-dir", tmp_path / "run"]
-    environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
-    ranks = [start(*flags, environment={**environment, "RANK": str(rank)}) for rank in range(2)]
-    first, second = [finish(rank) for rank in ranks]
-    assert result_of(first)["evaluated"] == 19
-    assert (second.returncode, second.stdout) == (0, "")
-
-
 def test_a_process_that_never_comes(dataset: Path, tmp_path: Path) -> None:
     environment = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
     flags = ["--data", dataset, *SMALL, "--batch-size", 2, "--rdzv-timeout", 3, "--run-dir", tmp_path / "run"]

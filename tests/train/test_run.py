@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from processes import run_ranks
 
 from pipeline import loaders
 from pipeline.cli import run_command
@@ -113,17 +114,12 @@ def test_two_processes_share_the_batches_of_one(
     """The same global batches, every validation image counted once, the same accuracy for the same weights."""
     two, one = tmp_path / "two", tmp_path / "one"
     common = ["--data", dataset, "--loader", "torch", "--epochs", 1, "--log-indices", *SMALL]
-    result = result_of(start(*common, "--batch-size", 2, "--nproc", 2, "--run-dir", two))
-    assert result["evaluated"] == 19
+    log = tmp_path / "log"
+    assert run_ranks(2, [*common, "--batch-size", 2, "--run-dir", two], log) == [0, 0], log.read_text()
+    assert json.loads(log.read_text().splitlines()[-1])["result"]["evaluated"] == 19
     assert train(*common, "--run-dir", one, capsys=capsys)["evaluated"] == 19
     halves = zip(indices(two, 0), indices(two, 1), strict=True)
     assert indices(one) == [first + second for first, second in halves]
-
-
-def test_a_torchrun_environment_is_adopted(dataset: Path, tmp_path: Path) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    arguments = ["--data", dataset, "--loader", "auto", "--epochs", 1, "--run-dir", tmp_path / "run", *SMALL]
-    assert result_of(start(*arguments, launcher=torchrun))["evaluated"] == 19
 
 
 @pytest.mark.parametrize("loader", [name for name in loaders.names() if name != "synthetic"])
