@@ -120,13 +120,15 @@ def test_a_loader_slowed_by_a_delay_is_limited_by_what_is_slow(
 
 
 class SlowHandler(http.server.SimpleHTTPRequestHandler):
-    """Sends 4 KiB at a time, with a pause after each."""
+    """Sends 600 kB of shards a second, over all connections."""
+
+    line = threading.Lock()
 
     def copyfile(self, source: Any, outputfile: Any) -> None:
         while piece := source.read(4096):
-            outputfile.write(piece)
-            if self.path.endswith(".tar"):
-                time.sleep(0.01)
+            with self.line:
+                outputfile.write(piece)
+                time.sleep(0.0065 if self.path.endswith(".tar") else 0)
 
     def log_message(self, *_: object) -> None:
         """Quiet."""
@@ -149,7 +151,7 @@ def test_a_slow_pipe_is_limited_by_storage(
     # A stream gives nothing until it has read what its shuffle holds back; here that is to be little of the data, as
     # it is with ImageNet.
     monkeypatch.setattr("pipeline.contract.StreamPlan", partial(StreamPlan, shuffle_buffer=4))
-    flags = ("--loader", "webdataset", *TINY, "--window-seconds", "0.5")
+    flags = ("--loader", "webdataset", *TINY, "--window-seconds", "1")
     found = profiled_as("storage", slow_server, tmp_path, *flags, capsys=capsys)
     assert "waits" in verdict(found)
 
