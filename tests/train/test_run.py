@@ -240,7 +240,8 @@ class TestBadInput:
         with split.shards.shard_of(bad).open("r+b") as shard:
             shard.seek(split.shards.extent(bad)[0] + 512)
             shard.write(bytes(200))
-        done = start("--data", dataset_copy, *SMALL, "--batch-size", 2, "--loader", "torch", "--nproc", 2)
+        flags = ["--loader", "torch", "--batch-size", 2, "--nproc", 2, "--run-dir", tmp_path / "run"]
+        done = start("--data", dataset_copy, *SMALL, *flags)
         assert done.returncode == 2, done.stderr
         assert f"sample {bad}: cannot be decoded" in done.stderr.splitlines()[-1]
 
