@@ -190,7 +190,7 @@ def write_shard(
         reencoded=reencoded,
         tar=tar_info,
         pages=[extent.bytes, extent.sha256] if extent else None,
-        rows=np.array(group.rows if group else [], np.int64).reshape(-1, 6),
+        rows=np.array(group.rows if group else [], np.int64),
         report=report,
     )
     workspace.write_record(shard, record)
