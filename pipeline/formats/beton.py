@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
-from pipeline.formats.files import read_extent
+from pipeline.formats.files import HashedWriter, read_extent
 from pipeline.formats.samples import Sample
 
 VERSION = 2
@@ -95,30 +95,25 @@ class PageWriter:
     """
 
     def __init__(self, file: BinaryIO, page_size: int) -> None:
-        self._file, self._page_size = file, page_size
-        self._digest, self._offset = hashlib.sha256(), 0
+        self._writer, self._page_size = HashedWriter(file), page_size
         self.rows: list[tuple[int, int, int, int, int, int]] = []
 
     def add(self, data: bytes, mode: int, height: int, width: int, label: int) -> None:
         """Append one sample of `height` x `width` pixels (each below 65536) and at most a page's size."""
         assert len(data) <= self._page_size
-        if self._offset // self._page_size != (self._offset + len(data) - 1) // self._page_size:
+        if self._writer.size // self._page_size != (self._writer.size + len(data) - 1) // self._page_size:
             self._pad()
-        self.rows.append((mode, height, width, self._offset, len(data), label))
-        self._write(data)
+        self.rows.append((mode, height, width, self._writer.size, len(data), label))
+        self._writer.write(data)
 
     def close(self) -> Extent:
         """Fill the last page. The file stays open."""
         self._pad()
-        return Extent(bytes=self._offset, sha256=self._digest.hexdigest())
+        sha256 = self._writer.finish()
+        return Extent(bytes=self._writer.size, sha256=sha256)
 
     def _pad(self) -> None:
-        self._write(bytes(-self._offset % self._page_size))
-
-    def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._digest.update(data)
-        self._offset += len(data)
+        self._writer.write(bytes(-self._writer.size % self._page_size))
 
 
 @dataclass(frozen=True)

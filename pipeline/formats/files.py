@@ -1,12 +1,46 @@
 """Files that are complete or absent."""
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from pipeline.errors import InputError
+
+_WRITTEN_AT_ONCE = 1 << 19
+
+
+class HashedWriter:
+    """Appends to an open file, half a megabyte and more at a time; `size` and `sha256` are of what was appended.
+
+    Every write and every update of a digest lets go of the GIL, and the threads that prepare images take it: with both
+    for each image, the converter needs 1.4 times as much CPU time (`keep`, shards, not verified, 2 threads).
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.size = file, 0
+        self._digest, self._held, self._held_size = hashlib.sha256(), list[bytes](), 0
+
+    def write(self, data: bytes) -> None:
+        """Append; what is written may be written later."""
+        self._held.append(data)
+        self._held_size += len(data)
+        self.size += len(data)
+        if self._held_size >= _WRITTEN_AT_ONCE:
+            self._write_held()
+
+    def finish(self) -> str:
+        """Write what is left to the file, which stays open. Returns the SHA-256, hexadecimal."""
+        self._write_held()
+        return self._digest.hexdigest()
+
+    def _write_held(self) -> None:
+        data = b"".join(self._held)
+        self._held, self._held_size = [], 0
+        self._file.write(data)
+        self._digest.update(data)
 
 
 def temporary_path(path: Path) -> Path:

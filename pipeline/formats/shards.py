@@ -7,7 +7,6 @@ The index, as DALI documents it for fn.readers.webdataset: a line `v1.2 SAMPLES`
 `EXTENSION OFFSET SIZE NAME` for each of its files.
 """
 
-import hashlib
 import re
 import tarfile
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
-from pipeline.formats.files import complete_or_absent, discard, publish, read_extent, temporary_path
+from pipeline.formats.files import HashedWriter, complete_or_absent, discard, publish, read_extent, temporary_path
 from pipeline.formats.samples import Sample
 
 INDEX_VERSION = "v1.2"
@@ -64,38 +63,34 @@ class ShardWriter:
         self._path, self._number = path, number
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(temporary_path(path), "wb")  # noqa: SIM115
-        self._digest, self._offset, self._index = hashlib.sha256(), 0, list[str]()
+        self._writer, self._index = HashedWriter(self._file), list[str]()
 
     def add(self, stem: str, jpeg: bytes, label: int) -> None:
         """Append one sample; `stem` is its original file name without extension."""
         key = sample_key(self._number, len(self._index), stem)
-        jpeg_at = self._offset + _BLOCK
-        self._write(member_header(f"{key}.jpg", len(jpeg)))
-        self._write(jpeg)
+        jpeg_at = self._writer.size + _BLOCK
+        self._writer.write(member_header(f"{key}.jpg", len(jpeg)))
+        self._writer.write(jpeg)
         label_text = b"%d" % label
         padding = -len(jpeg) % _BLOCK
         label_at = jpeg_at + len(jpeg) + padding + _BLOCK
         header = bytes(padding) + member_header(f"{key}.cls", len(label_text))
-        self._write(header + label_text.ljust(_BLOCK, b"\0"))
+        self._writer.write(header + label_text.ljust(_BLOCK, b"\0"))
         self._index.append(f"jpg {jpeg_at} {len(jpeg)} {key}.jpg cls {label_at} {len(label_text)} {key}.cls\n")
 
     def close(self) -> tuple[int, str]:
         """Finish the shard. Returns its size in bytes and its SHA-256."""
-        self._write(bytes(2 * _BLOCK))  # the end of a tar archive
+        self._writer.write(bytes(2 * _BLOCK))  # the end of a tar archive
+        sha256 = self._writer.finish()
         with complete_or_absent(self._path.with_suffix(".idx")) as index:
             index.write(f"{INDEX_VERSION} {len(self._index)}\n")
             index.writelines(self._index)
         publish(self._file, self._path)
-        return self._offset, self._digest.hexdigest()
+        return self._writer.size, sha256
 
     def abort(self) -> None:
         """Drop what was written."""
         discard(self._file, self._path)
-
-    def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._digest.update(data)
-        self._offset += len(data)
 
 
 _HEADER = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)  # nothing in it depends on the machine or the time
