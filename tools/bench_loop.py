@@ -2,9 +2,10 @@
 
     python tools/bench_loop.py --model torchvision/resnet18 --resolution 64 --batch-size 32
 
-Both train networks of their own with the same weights on the same batch; they take turns in one process, and the
-median of the ratios counts. The training loop is the one of train/run.py, with everything that it does in a step and at
-a log line: sums of loss and accuracy, the look at requests to stop, metrics.jsonl and TensorBoard.
+All train networks of their own with the same weights on the same batch; they take turns in one process, and the medians
+of the ratios count. The training loop is the one of train/run.py, with everything that it does in a step and at a log
+line: sums of loss and accuracy, the look at requests to stop, metrics.jsonl and TensorBoard. It is measured with a log
+line a turn and with one a step, which shows what the line costs.
 """
 
 import sys
@@ -12,9 +13,10 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import contextlib
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
@@ -34,7 +36,7 @@ from train.trainer import Trainer
 from train.world import World
 
 CLASSES = 1000
-LOOPS = ("training loop", "bare loop")
+OURS, LOGGING, BARE = "training loop", "training loop, a log line a step", "bare loop"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,7 @@ class BenchSettings:
     rounds: int = 15
     """Turns of each loop; the median counts."""
     steps: int = 20
-    """Steps of a turn. Each ends with a log line."""
+    """Steps of a turn, which ends with a log line."""
     out: Path = Path("runs/bench-loop")
     """Where the figures go."""
 
@@ -61,8 +63,8 @@ class BenchSettings:
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
 
-    def training_config(self, run_dir: Path) -> TrainConfig:
-        """The settings of the run that is measured."""
+    def training_config(self, run_dir: Path, print_freq: int) -> TrainConfig:
+        """The settings of a run that is measured."""
         return TrainConfig(
             data=str(run_dir / "none"),
             model=self.model,
@@ -75,7 +77,7 @@ class BenchSettings:
             epochs=self.rounds + 1,
             warmup_epochs=0,
             run_dir=run_dir,
-            print_freq=self.steps,
+            print_freq=print_freq,
         )
 
 
@@ -105,52 +107,52 @@ def seconds(turn: Callable[[], None], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
+@contextlib.contextmanager
+def begun(settings: BenchSettings, device: torch.device, run_dir: Path, print_freq: int) -> Iterator[Trainer]:
+    """A training run of its own."""
+    config, world = settings.training_config(run_dir, print_freq), World()
+    info = SplitInfo(samples=settings.steps * settings.batch_size, bytes=0, image_mode="synthetic")
+    with Session(config, world, device) as session, StopRequests(world) as stop:
+        session.build_training("synthetic", Split("train", Path("none"), tuple(map(str, range(CLASSES))), info))
+        session.model.train()
+        with RunDirectory(config, world, "synthetic", None, session.position) as directory:
+            yield Trainer(session, directory, stop, "synthetic")
+
+
 def bench(settings: BenchSettings) -> dict[str, Any]:
     """The command."""
     configure_math(deterministic=False)
-    device, world = select(settings.device, 0, 1), World()
-    info = SplitInfo(samples=settings.steps * settings.batch_size, bytes=0, image_mode="synthetic")
-    split = Split("train", Path("none"), tuple(map(str, range(CLASSES))), info)
-    with tempfile.TemporaryDirectory() as folder:
-        config = settings.training_config(Path(folder) / "run")
-        with (
-            Session(config, world, device) as ours,
-            Session(config, world, device) as bare,
-            StopRequests(world) as stop,
-        ):
-            for session in (ours, bare):
-                session.build_training("synthetic", split)
-                session.model.train()
-            with RunDirectory(config, world, "synthetic", None, ours.position) as directory:
-                trainer = Trainer(ours, directory, stop, "synthetic")
-                return compare(settings, trainer.train_epoch, bare_loop(bare, settings), device)
+    device = select(settings.device, 0, 1)
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as runs:
+        ours, logging, bare = (
+            runs.enter_context(begun(settings, device, Path(folder) / name, print_freq))
+            for name, print_freq in (("ours", settings.steps), ("logging", 1), ("bare", settings.steps))
+        )
+        turns = {OURS: ours.train_epoch, LOGGING: logging.train_epoch, BARE: bare_loop(bare.session, settings)}
+        return compare(settings, turns, device)
 
 
-def compare(
-    settings: BenchSettings, ours: Callable[[], None], bare: Callable[[], None], device: torch.device
-) -> dict[str, Any]:
-    """Rates of both and the median of the ratios of neighbouring turns."""
-    times: list[tuple[float, float]] = []
+def compare(settings: BenchSettings, turns: dict[str, Callable[[], None]], device: torch.device) -> dict[str, Any]:
+    """Rates of all and the medians of the ratios of turns of one round."""
+    images, rates = settings.steps * settings.batch_size, {name: list[float]() for name in turns}
     for number in range(settings.rounds + 1):
-        turns = (ours, bare) if number % 2 else (bare, ours)  # neither is always the first
-        first, second = (seconds(turn, device) for turn in turns)
-        times.append((first, second) if number % 2 else (second, first))
-    del times[0]  # the first compiles, allocates and chooses kernels
-    images = settings.steps * settings.batch_size
-    rates = {
-        name: [images / took for took in column] for name, column in zip(LOOPS, zip(*times, strict=True), strict=True)
+        for name in sorted(turns, reverse=bool(number % 2)):  # none is always the first
+            took = seconds(turns[name], device)
+            if number:  # the first compiles, allocates and chooses kernels
+                rates[name].append(images / took)
+    ratios = {
+        name: round(median(own / bare for own, bare in zip(rates[name], rates[BARE], strict=True)), 4)
+        for name in (OURS, LOGGING)
     }
-    ratio, found = median(theirs / own for own, theirs in times), report.machine(device)
-    print(report.ratio_table("images/s", rates, {LOOPS[0]: LOOPS[1:]}))
-    print(f"{settings.model}: median of the {settings.rounds} ratios of neighbouring turns {ratio:.4f}")
+    found = report.machine(device)
+    print(report.ratio_table("images/s", rates, dict.fromkeys(ratios, (BARE,))))
+    told = ", ".join(f"{name} {ratio:.4f}" for name, ratio in ratios.items())
+    print(f"{settings.model}: medians of {settings.rounds} ratios to the {BARE} of the same round: {told}")
     print(report.machine_line(found))
-    content = {"machine": found, "model": settings.model, "images_per_s": rates, "ratio": ratio}
+    content = {"machine": found, "model": settings.model, "images_per_s": rates, "ratios": ratios}
     report.write_json(settings.out / "loop.json", content)
-    return {
-        "model": settings.model,
-        "images_per_s": {name: round(median(values), 1) for name, values in rates.items()},
-        "ratio": round(ratio, 4),
-    }
+    medians = {name: round(median(values), 1) for name, values in rates.items()}
+    return {"model": settings.model, "images_per_s": medians, "ratios": ratios}
 
 
 if __name__ == "__main__":
