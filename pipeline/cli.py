@@ -58,6 +58,11 @@ def _unboxed(message: str) -> str:
     return re.sub(r"^Error parsing (\w+: )?", "", " ".join(told)) or message.strip()
 
 
+def number(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def print_result(result: dict[str, Any]) -> None:
     """The last line of every command: `{"result": {...}}` on stdout."""
     print(json.dumps({"result": result}), flush=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from pipeline.cli import number
 from pipeline.formats.files import complete_or_absent
 from pipeline.profiling import PARTS
 from tools.profile_tables import (
@@ -19,7 +20,6 @@ from tools.profile_tables import (
     step_table,
     sweep_table,
 )
-from tools.report import number
 from tools.step_clock import PHASES
 from tools.throughput import AXES, Profile
 from tools.verdict import Verdict

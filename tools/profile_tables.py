@@ -1,7 +1,7 @@
 """What the terminal and the page show of profiles: tables as a header row and rows of text."""
 
+from pipeline.cli import number
 from pipeline.profiling import PARTS, UNSEEN, LoaderParts
-from tools.report import number
 from tools.step_clock import PHASES
 from tools.throughput import AXES, Profile
 from tools.verdict import Verdict

@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib
 import torch
 
+from pipeline.cli import number
 from pipeline.formats.files import complete_or_absent
 from train.device import device_name
 
@@ -24,11 +25,6 @@ PACKAGES = ("torch", "torchvision", "numba", "ffcv", "nvidia-dali-cuda130", "web
 
 Rates = Mapping[str, Sequence[float]]
 """What each variant gave in each round; more is better."""
-
-
-def number(value: float) -> str:
-    """Three digits, or all before the point."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Literal
 
+from pipeline.cli import number
 from pipeline.profiling import LoaderParts
-from tools.report import Rate, number
+from tools.report import Rate
 from tools.throughput import AXES, Profile
 
 Limit = Literal["data", "compute", "storage", "transfer", "shared cores", "undecided", "unexplained"]

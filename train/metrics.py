@@ -147,7 +147,7 @@ def result_line(
         "top5": evaluation.get("top5"),
         "evaluated": evaluation.get("images", 0),
         "loss": evaluation.get("loss"),
-        "images_per_s": round(images_per_s, 1),
+        "images_per_s": round(images_per_s, 3),
         "seconds": round(seconds, 1),
         "loader": loader_name,
         "run_dir": str(run_dir),

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from pipeline.cli import number
 from pipeline.contract import Batch
 from train import checkpoint
 from train.device import synchronize
@@ -109,7 +110,7 @@ class Trainer:
         log.info(
             f"epoch {values['epoch']:.2f} step {position.step} loss {values['loss']:.3f} "
             f"top1 {values['top1']:.1f} top5 {values['top5']:.1f} lr {values['lr']:.4g} "
-            f"images/s {values['images_per_s']:.1f} ({self.throughput.images_per_s:.1f} a process) "
+            f"images/s {number(values['images_per_s'])} ({number(self.throughput.images_per_s)} a process) "
             f"data wait {data_wait:.0%}"
         )
 
@@ -247,7 +248,7 @@ class Trainer:
             self.directory.draw_curves()
             self.directory.write_json("result.json", result | details)
             name = "FPS" if self.config.performance is not None else "images/s"
-            log.info("%s %.1f: %s", name, images_per_s, THROUGHPUT_DEFINITION)
+            log.info("%s %s: %s", name, number(images_per_s), THROUGHPUT_DEFINITION)
             log.info("limited by %s", limit)
         return result
 
