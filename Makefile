@@ -21,7 +21,7 @@ demo: env ## Make a small data set, convert it, train with each loader, show the
 	$(VENV_PYTHON) tools/demo.py
 
 test: lint ## Lint, then run the tests; `make test TESTARGS="-k plan"` chooses some
-	$(VENV_PYTHON) -m pytest $(TESTARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV_PYTHON) -m pytest -n logical --maxprocesses 4 --dist loadfile $(TESTARGS)
 
 lint: env ## Check style, format and types
 	$(VENV_PYTHON) -m ruff check .

@@ -3,7 +3,9 @@
 They live for the whole session; a test that changes files works on a copy.
 """
 
+import fcntl
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,22 @@ hypothesis.settings.load_profile("sluice")
 
 TRAIN_COUNTS = {"n00000001": 12, "n00000002": 10, "n00000003": 14, "n00000004": 11}
 VAL_COUNT = 19
+
+
+@pytest.fixture(autouse=True)
+def _turn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Where pytest runs tests side by side, those marked `alone` have the machine to themselves: each test holds a
+    lock, which others share or not. Whoever waits for the lock is next in turn."""
+    if not hasattr(request.config, "workerinput"):
+        yield
+        return
+    shared = tmp_path_factory.getbasetemp().parent
+    with open(shared / "turn.lock", "w") as turn, open(shared / "machine.lock", "w") as machine:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        fcntl.flock(machine, fcntl.LOCK_EX if request.node.get_closest_marker("alone") else fcntl.LOCK_SH)
+        fcntl.flock(turn, fcntl.LOCK_UN)
+        yield
+        fcntl.flock(machine, fcntl.LOCK_UN)  # closing it would not do: forked processes may have it too
 
 
 @pytest.fixture(scope="session")

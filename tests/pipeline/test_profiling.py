@@ -13,6 +13,8 @@ from pipeline.errors import InputError
 from pipeline.profiling import PARTS, LoaderParts, PartClock, measure_parts
 from tools.convert_imagenet import ConvertSettings, convert
 
+pytestmark = pytest.mark.alone
+
 BATCHES = 3
 READS = {"ffcv", "dali", "torch", "webdataset"}
 

@@ -25,6 +25,8 @@ from pipeline.formats.folder import FolderSamples
 from pipeline.plan import StreamPlan
 from tools.profile_throughput import ProfileSettings, profile_all
 
+pytestmark = pytest.mark.alone
+
 QUICK = ["--windows", "3", "--window-seconds", "0.1", "--device", "cpu", "--workers", "1"]
 TINY = ["--model", "torchvision/squeezenet1_1", "--resolution", "32", "--batch-size", "4"]
 
