@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, one_line
 
 Settings = TypeVar("Settings")
 
@@ -90,7 +90,7 @@ def run_command(
         argv = sys.argv[1:] if argv is None else argv
         result = command(parse(settings, argv, default(argv)))
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -32,9 +32,9 @@ from pipeline.cli import run_command
 from pipeline.conversion.images import BadImage, Handling, Subsampling, prepare
 from pipeline.conversion.sources import SPLITS, Images, Request, Source, open_source
 from pipeline.conversion.work import Part, Shard, State, Workspace, plan_shards, source_digest
-from pipeline.conversion.writing import BAD_LIST, FINISHING, Job, finish, write_split
+from pipeline.conversion.writing import BAD_LIST, FINISHING, REPORT, Job, finish, write_split
 from pipeline.dataset import MANIFEST
-from pipeline.errors import InputError
+from pipeline.errors import InputError, one_line
 from pipeline.formats.beton import head_bytes, page_size_for
 from pipeline.formats.files import complete_or_absent
 from pipeline.threads import in_order
@@ -42,7 +42,7 @@ from pipeline.threads import in_order
 log = logging.getLogger(__name__)
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
-RAW_PAGE = 1 << 26  # bytes, without --max-side: room for 22 million pixels
+RAW_PAGE = 1 << 27  # bytes: room for 44 million pixels; ImageNet's largest image has 28 million
 LARGEST_PAGE = 1 << 30
 GROWTH_SAMPLES = 64  # images that tell how much re-encoding shrinks a split
 LOG_SECONDS = 30  # between lines of progress where there is no terminal
@@ -74,14 +74,14 @@ class ConvertSettings:
     """JPEG quality; encodes all images again, before they are tiled if they are (default then 90)."""
     subsampling: Subsampling | None = None
     """Chroma subsampling of what is encoded again (default then 420)."""
-    compress_probability: float = 0.5
-    """Share of JPEGs with --jpeg proportion."""
+    compress_probability: float | None = None
+    """Share of JPEGs with --jpeg proportion (default 0.5)."""
     on_bad: Literal["fail", "skip"] = "fail"
     """An image that cannot be decoded: stop and list all of them, or leave them out."""
     verify: bool = True
     """Decode every image once. Without, only the headers are read, but for tiles, which need all of it."""
     shard_size: str = "256MB"
-    """Largest WebDataset shard."""
+    """Largest WebDataset shard; where images change, about: shards are planned from the source alone."""
     workers: int = len(os.sched_getaffinity(0))
     """Threads that read and check images."""
     seed: int = 0
@@ -100,8 +100,10 @@ class ConvertSettings:
             raise ValueError("--format: name webdataset, ffcv or both")
         if not self.splits:
             raise ValueError("--splits: name train, val or both")
-        if self.seed < 0:
-            raise ValueError(f"--seed {self.seed}: must be at least 0")
+        if not 0 <= self.seed < 1 << 64:
+            raise ValueError(f"--seed {self.seed}: must be at least 0 and below 2^64")
+        if self.dst == Path():
+            raise ValueError("--dst: is empty or the current folder; name a folder of its own")
         if self.merge and self.part:
             raise ValueError("--merge: not together with --part")
         self._check_images()
@@ -120,6 +122,13 @@ class ConvertSettings:
             raise ValueError(f"--max-side {self.max_side}: must be from 1 to 65535")
         if self.quality is not None and not 1 <= self.quality <= 100:
             raise ValueError(f"--quality {self.quality}: must be from 1 to 100")
+        for name in ("quality", "subsampling"):
+            if self.jpeg == "raw" and (value := getattr(self, name)) is not None:
+                raise ValueError(f"--{name} {value}: pixels are not encoded; leave it out")
+        if self.compress_probability is None:
+            return
+        if self.jpeg != "proportion":
+            raise ValueError(f"--compress-probability {self.compress_probability}: is for --jpeg proportion")
         if not 0 <= self.compress_probability <= 1:
             raise ValueError(f"--compress-probability {self.compress_probability}: must be from 0 to 1")
 
@@ -146,7 +155,7 @@ class ConvertSettings:
             max_side=self.max_side,
             quality=self.quality,
             subsampling=self.subsampling,
-            compress_probability=self.compress_probability,
+            compress_probability=0.5 if self.compress_probability is None else self.compress_probability,
             seed=self.seed,
             verify=self.verify,
             largest=largest,
@@ -219,7 +228,7 @@ def page_size_of(images: Images, settings: ConvertSettings, growth: float) -> in
     if settings.jpeg not in ("raw", "proportion"):
         # An image can grow more than the others. What does not fit is a bad image.
         return page_size_for(min(int(images.sizes.max() * max(1.0, 2 * growth)), LARGEST_PAGE))
-    return page_size_for(3 * settings.max_side**2) if settings.max_side else RAW_PAGE
+    return page_size_for(min(3 * settings.max_side**2, RAW_PAGE)) if settings.max_side else RAW_PAGE
 
 
 def plan(settings: ConvertSettings, source: Source) -> State:
@@ -232,7 +241,7 @@ def plan(settings: ConvertSettings, source: Source) -> State:
     ]
     digest = hashlib.sha256()
     for shard in shards:
-        digest.update(source_digest(shard, source.splits[shard.split]).encode())
+        digest.update(source_digest(shard, source.splits[shard.split], on_this_machine=False).encode())
     return State(
         paths=paths_of(settings),
         arguments=arguments_of(settings),
@@ -269,7 +278,8 @@ def paths_of(settings: ConvertSettings) -> dict[str, Any]:
 def begin(workspace: Workspace, settings: ConvertSettings) -> None:
     """Make the work folder. Raises InputError where the target is in use for something else."""
     dst = settings.dst
-    if (dst / MANIFEST).exists() and (settings.part or not workspace.folder.exists()):
+    # Without its state, the work folder is what a network file system or a signal has left of a finished conversion.
+    if (dst / MANIFEST).exists() and (settings.part or workspace.state(settings.the_part) is None):
         raise InputError(f"--dst {dst}: holds a converted dataset already; remove it or choose another")
     if dst.exists() and not dst.is_dir():
         raise InputError(f"--dst {dst}: is a file; choose a directory")
@@ -282,10 +292,19 @@ def begin(workspace: Workspace, settings: ConvertSettings) -> None:
     workspace.folder.mkdir(parents=True, exist_ok=True)
 
 
+def refuse_inside(dst: Path, source: Source) -> None:
+    """Raises InputError where the target would be taken for a class folder of the source."""
+    target = dst.resolve()
+    for folder in source.folders:
+        if folder.resolve() in (target, *target.parents):
+            raise InputError(f"--dst {dst}: inside {folder}, which is converted; choose a folder outside")
+
+
 def finished_files(dst: Path) -> list[Path]:
     """Files of the names that a conversion gives."""
     ours = re.compile(r"(train|val)-\d{6}\.(tar|idx)|(train|val)\.beton")
-    return [path for folder in ("webdataset", "ffcv") for path in (dst / folder).glob("*") if ours.fullmatch(path.name)]
+    inside = [path for name in ("webdataset", "ffcv") for path in (dst / name).glob("*") if ours.fullmatch(path.name)]
+    return inside + [path for path in [dst / REPORT] if path.exists()]
 
 
 def refuse_other_flags(workspace: Workspace, settings: ConvertSettings) -> None:
@@ -380,7 +399,7 @@ def refuse_bad(listing: Path, bad: list[tuple[str, str]], total: int) -> None:
         listing.unlink(missing_ok=True)
         return
     with complete_or_absent(listing) as file:
-        file.writelines(f"{where}: {reason}\n" for where, reason in bad)
+        file.writelines(f"{one_line(f'{where}: {reason}')}\n" for where, reason in bad)
     where, reason = bad[0]
     told = f"{where}: {reason}"
     if len(bad) > 1:
@@ -408,6 +427,7 @@ def convert(settings: ConvertSettings) -> dict[str, Any]:
     else:
         splits = tuple(split for split in SPLITS if split in settings.splits)
         source = open_source(Request(settings.src, splits, settings.val_labels, settings.classes, settings.seed))
+        refuse_inside(settings.dst, source)
         counts = convert_source(workspace, settings, source)
     seconds = round(time.monotonic() - started, 1)
     return {"train": 0, "val": 0, **counts, "seconds": seconds}

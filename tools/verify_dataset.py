@@ -180,15 +180,20 @@ def check_strays(dst: Path, manifest: Manifest, problems: Problems) -> None:
     for folder in ("", "webdataset", "ffcv"):
         if not (dst / folder).is_dir():
             continue
-        with os.scandir(dst / folder) as entries:
-            for entry in entries:
-                name = f"{folder}/{entry.name}".lstrip("/")
-                if name in ours or (not folder and name in ("webdataset", "ffcv")):
-                    continue
-                if folder and name.endswith(READ_AS_DATA) and not entry.name.startswith("."):
-                    problems.add(dst / name, f"not of this dataset: {MANIFEST} does not name it")
-                else:
-                    others.append(name)
+        try:
+            with os.scandir(dst / folder) as found:
+                entries = list(found)
+        except OSError as error:
+            problems.add(dst / folder, f"cannot be read ({error.strerror})")
+            continue
+        for entry in entries:
+            name = f"{folder}/{entry.name}".lstrip("/")
+            if name in ours or (not folder and name in ("webdataset", "ffcv")):
+                continue
+            if folder and name.endswith(READ_AS_DATA) and not entry.name.startswith("."):
+                problems.add(dst / name, f"not of this dataset: {MANIFEST} does not name it")
+            else:
+                others.append(name)
     if others:
         told = ", ".join(map(repr, sorted(others)[:5]))
         more = f" and {len(others) - 5} more" if len(others) > 5 else ""

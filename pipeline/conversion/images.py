@@ -39,6 +39,7 @@ HUFFMAN = (*SEQUENTIAL_HUFFMAN, PROGRESSIVE_HUFFMAN)
 NO_END = "no end marker"
 _MARKER = re.compile(rb"\xff+([^\0\xff\xd0-\xd7])", re.DOTALL)  # not a stuffed zero, nor a restart
 _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}  # bytes by type
+_DIRECTORIES = (0x8769, 0x8825, 0xA005)  # tags of entries that lead to one: Exif, GPS, interoperability
 
 Subsampling = Literal["444", "422", "420"]
 
@@ -237,26 +238,37 @@ def end_of(data: bytes, header: JpegHeader) -> int:
 
 
 def exif_is_sound(data: bytes) -> bool:
-    """Whether the first directory of a JPEG's EXIF data, if it has any, lies inside it (TIFF 6.0, section 2)."""
+    """Whether the directories of a JPEG's EXIF data, if it has any, lie inside it (TIFF 6.0, section 2; Exif 2.3,
+    4.6.3), but for those of its thumbnail."""
     for marker, start, end in segments(data):
         if marker == APP1 and data[start : start + 6] == b"Exif\0\0":
-            return _directory_is_sound(data[start + 6 : end])
+            return _directories_are_sound(data[start + 6 : end])
     return True
 
 
-def _directory_is_sound(tiff: bytes) -> bool:
+def _directories_are_sound(tiff: bytes) -> bool:
+    if len(tiff) < 8 or tiff[:4] not in (b"II*\0", b"MM\0*"):
+        return False
     order: Literal["little", "big"] = "little" if tiff[:2] == b"II" else "big"
-    if tiff[:4] not in (b"II*\0", b"MM\0*"):
-        return False
-    start = int.from_bytes(tiff[4:8], order)
-    count = int.from_bytes(tiff[start : start + 2], order)
-    if len(tiff) < 8 or start + 2 + 12 * count > len(tiff):
-        return False
-    for at in range(start + 2, start + 2 + 12 * count, 12):
-        size = _TIFF_SIZES.get(int.from_bytes(tiff[at + 2 : at + 4], order), 0)
-        size *= int.from_bytes(tiff[at + 4 : at + 8], order)
-        if size > 4 and int.from_bytes(tiff[at + 8 : at + 12], order) + size > len(tiff):
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(tiff[at : at + size], order)
+
+    waiting, seen = [number(4, 4)], set[int]()
+    while waiting:
+        start = waiting.pop()
+        if start in seen or len(seen) > len(_DIRECTORIES):  # each is there once
             return False
+        seen.add(start)
+        end = start + 2 + 12 * number(start, 2)
+        if end + 4 > len(tiff):  # behind the entries stands where the next directory is
+            return False
+        for at in range(start + 2, end, 12):
+            size = _TIFF_SIZES.get(number(at + 2, 2), 0) * number(at + 4, 4)
+            if size > 4 and number(at + 8, 4) + size > len(tiff):
+                return False
+            if number(at, 2) in _DIRECTORIES:
+                waiting.append(number(at + 8, 4))
     return True
 
 

@@ -40,6 +40,7 @@ _LARGEST_CLASS_INDEX = 999_999
 _SPLIT_NAMES = re.compile(r"(?P<train>train)|(?P<val>val)", re.IGNORECASE)
 _KAGGLE_FOLDERS = ("ILSVRC", "Data", "CLS-LOC")  # one in the other; labels are beside the first
 _OFFICIAL = "ILSVRC2012_img_{split}.tar"
+ARCHIVES, SAMPLES, IMAGES = "archives", "WebDataset samples", "images"
 _ENOUGH = 32  # members of an archive, to see what it is
 # Key and extension as the webdataset library takes them from a name; others it passes over.
 _SAMPLE_FILE = re.compile(r"(?!__[^/]*__(?:/|$))((?:.*/)?[^./]+)(\.[^/]*)", re.DOTALL)
@@ -65,6 +66,7 @@ class Images:
     container: NDArray[np.int32]  # [N], the container of each image
     offsets: NDArray[np.int64]  # [N], in the archive; -1 for a file in a folder
     sizes: NDArray[np.int64]  # [N], bytes
+    changed: NDArray[np.int64]  # [N], ns: when its file or archive was
     labels: NDArray[np.int32]  # [N], -1 until the classes are known
 
     def __len__(self) -> int:
@@ -104,6 +106,7 @@ class Images:
             container=self.container[chosen],
             offsets=self.offsets[chosen],
             sizes=self.sizes[chosen],
+            changed=self.changed[chosen],
             labels=self.labels[chosen],
         )
 
@@ -116,6 +119,7 @@ class Found:
     images: Images
     labels: list[Label]
     class_names: list[str] | None = None  # what class indices mean, where the source says so
+    folder: Path | None = None  # with the class folders, or flat
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,7 @@ class Source:
 
     classes: tuple[str, ...]  # sorted wnids: the class index is the position
     splits: dict[str, Images]
+    folders: tuple[Path, ...] = ()  # where class folders or flat images are
 
 
 @dataclass(frozen=True)
@@ -166,7 +171,7 @@ def open_source(request: Request) -> Source:
     if "train" in splits:
         keys = random_keys(len(splits["train"]), request.seed, 0, MIX_DRAW)
         splits["train"] = splits["train"].select(np.argsort(keys, kind="stable"))
-    return Source(tuple(classes), splits)
+    return Source(tuple(classes), splits, tuple(one.folder for one in splits_found.values() if one.folder))
 
 
 def said(request: Request) -> str:
@@ -193,7 +198,7 @@ def find_split(request: Request, split: str) -> Found | None:
     """The images of one split: of the archives that were named, else of the one path that has some."""
     check_paths(request)
     if tars := [path for path in request.paths if path.is_file() and split_of(path) == split]:
-        return in_archives(sorted({*tars}), split)
+        return in_archives(sorted({tar.resolve(): tar for tar in sorted(tars, reverse=True)}.values()), split)
     places = {path: place for path in request.paths if path.is_dir() and (place := place_in(path, split))}
     if len(places) > 1:
         raise InputError(f"--src: {' and '.join(map(str, places))} all have {split} images; name one of them")
@@ -220,17 +225,35 @@ def check_paths(request: Request) -> None:
 
 def place_in(path: Path, split: str) -> Path | list[Path] | None:
     """The folder or the archives of a split: in `path`, or where Kaggle's download has them."""
+    empty = None
     for root in (path, *kaggle_roots(path)):
         for folder in (root / split, root):
             if folder.is_symlink() and not folder.exists():
                 raise InputError(f"{folder}: a link to nothing; mend or remove it")
             if folder.name == split and folder.is_dir():
                 tars = official_first(archives_in(folder), split)
-                return tars if tars and not holds_images(folder, split) else folder
+                if holds_images(folder, split):
+                    check_unpacked(folder, tars)
+                    return folder
+                if tars:
+                    return tars
+                if list_classes(folder):
+                    return folder
+                empty = folder
         for folder in (root, root / "webdataset"):
             if tars := official_first([tar for tar in archives_in(folder) if split_of(tar) == split], split):
                 return tars
-    return None
+    return empty
+
+
+def check_unpacked(folder: Path, tars: list[Path]) -> None:
+    """Raises InputError where class archives stand beside class folders and have none: unpacking was interrupted."""
+    left = [tar for tar in tars if is_wnid(tar.stem) and not (folder / tar.stem).is_dir()]
+    if left:
+        raise InputError(
+            f"{folder}: unpacked in part, {len(left)} class archives ({left[0].name}) have no folder; unpack them too, "
+            f"or name the archive they came from with --src"
+        )
 
 
 def official_first(tars: list[Path], split: str) -> list[Path]:
@@ -271,25 +294,29 @@ def in_folder(folder: Path, split: str) -> Found:
             f"into theirs"
         )
     if flat:  # a stray folder beside them (what a NAS leaves, say) is passed over like any other stray file
-        return found(f"flat folder {folder}", file_rows(folder, None))
+        return replace(found(f"flat folder {folder}", file_rows(folder, None)), folder=folder)
     if not classes:
         raise InputError(f"{folder}: no {'images and no ' if split == 'val' else ''}class folders")
-    return found(f"class folders in {folder}", (row for name in classes for row in class_rows(folder / name)))
+    rows = (row for name in classes for row in class_rows(folder / name))
+    return replace(found(f"class folders in {folder}", rows), folder=folder)
 
 
 def in_archives(tars: list[Path], split: str) -> Found:
     """Archives of what there may be: archives, WebDataset samples, class folders, or flat images."""
-    first = list(islice(list_members(tars[0]), _ENOUGH))
-    if not first:
-        raise InputError(f"{tars[0]}: no files in this archive")
-    if any(is_archive(member) for member in first):
+    kinds = {kind_of(tar): tar for tar in reversed(tars)}
+    if len(kinds) > 1:
+        (kind, tar), (other_kind, other) = sorted(kinds.items(), key=lambda pair: pair[1])[:2]
+        raise InputError(f"{tar}: holds {kind}, and {other} {other_kind}; convert them one by one")
+    if ARCHIVES in kinds:
         archives = [(tar, member) for tar in tars for member in list_members(tar) if is_archive(member)]
-        return found(f"class archives in {named(tars)}", (row for pair in archives for row in archive_rows(*pair)))
-    if has_samples(first):
+        rows = (row for pair in archives for row in archive_rows(*pair))
+        return each_once(found(f"class archives in {named(tars)}", rows))
+    if SAMPLES in kinds:
         rows = (row for tar in tars for row in shard_rows(tar))
-        return replace(found(f"WebDataset shards {named(tars)}", rows), class_names=manifest_classes(tars))
+        return replace(found(f"WebDataset shards {named(tars)}", rows), class_names=manifest_classes(tars, split))
     if all(is_wnid(tar.stem) for tar in tars):
-        return found(f"class archives {named(tars)}", (row for tar in tars for row in archive_rows(tar, None)))
+        rows = (row for tar in tars for row in archive_rows(tar, None))
+        return each_once(found(f"class archives {named(tars)}", rows))
     members = ((tar, member) for tar in tars for member in image_members(list_members(tar)))
     one = found(f"archive {named(tars)}", ((tar, member, folder_of(member.name)) for tar, member in members))
     if not one.labels or (split == "train" and not any(one.labels)):
@@ -299,6 +326,26 @@ def in_archives(tars: list[Path], split: str) -> Found:
         )
     if split == "train" and None in one.labels:
         raise InputError(f"{one.images.where(one.labels.index(None))}: in no class folder (nXXXXXXXX/)")
+    return each_once(one)
+
+
+def kind_of(tar: Path) -> str:
+    """What an archive holds, by its first members."""
+    first = list(islice(list_members(tar), _ENOUGH))
+    if not first:
+        raise InputError(f"{tar}: no files in this archive")
+    if any(is_archive(member) for member in first):
+        return ARCHIVES
+    return SAMPLES if has_samples(first) else IMAGES
+
+
+def each_once(one: Found) -> Found:
+    """The same. Raises InputError for an image that is there twice, as where an archive of some classes was named
+    beside that of all."""
+    seen = dict[int, int]()  # by hash: 1.3 million pairs of texts would take 0.2 GB
+    for index, (name, label) in enumerate(zip(one.images.names, one.labels, strict=True)):
+        if (before := seen.setdefault(hash((file_name(name), label)), index)) != index:
+            raise InputError(f"{one.images.where(index)}: also in {one.images.where(before)}; name one of them")
     return one
 
 
@@ -317,7 +364,8 @@ def has_samples(members: list[Member]) -> bool:
 def file_rows(folder: Path, label: Label) -> Iterator[Row]:
     """The images in a folder."""
     for path in list_images(folder):
-        yield folder, Member(path.name, -1, path.stat().st_size), label
+        status = path.stat()
+        yield folder, Member(path.name, -1, status.st_size, status.st_mtime_ns), label
 
 
 def class_rows(folder: Path) -> Iterator[Row]:
@@ -381,7 +429,7 @@ def shard_label(tar: Path, key: str, files: dict[str, Member]) -> Label:
             text = os.pread(file.fileno(), member.size, member.offset).decode("utf-8", "replace").strip()
         label = json_label(text) if suffix == ".json" else text
         if isinstance(label, str) and label.isdecimal():
-            label = int(label[:7])  # a longer one is no index either
+            label = int(label) if len(label.lstrip("0")) <= len(str(_LARGEST_CLASS_INDEX)) else -1
         if isinstance(label, str) and re.fullmatch(r"[\w-]+", label):
             return label
         if isinstance(label, int) and 0 <= label <= _LARGEST_CLASS_INDEX:
@@ -401,10 +449,15 @@ def json_label(text: str) -> Any:
     return None if isinstance(content, bool) else content
 
 
-def manifest_classes(tars: list[Path]) -> list[str] | None:
-    """The class list of a dataset that was converted before."""
+def manifest_classes(tars: list[Path], split: str) -> list[str] | None:
+    """The class list of a dataset that was converted before. Raises InputError where a shard of it is missing."""
     datasets = {tar.absolute().parent.parent for tar in tars if tar.absolute().parent.name == "webdataset"}
-    lists = {Manifest.read(dataset).classes for dataset in datasets if (dataset / MANIFEST).is_file()}
+    manifests = {dataset: Manifest.read(dataset) for dataset in sorted(datasets) if (dataset / MANIFEST).is_file()}
+    for dataset, manifest in manifests.items():
+        for shard in manifest.splits[split].shards if split in manifest.splits else ():
+            if not (dataset / shard.name).exists():
+                raise InputError(f"{dataset / shard.name}: missing, and {MANIFEST} lists it; convert again")
+    lists = {manifest.classes for manifest in manifests.values()}
     if len(lists) > 1:
         raise InputError(f"{named(tars)}: from datasets with different classes; convert them one by one")
     return next((list(classes) for classes in lists), None)
@@ -428,15 +481,24 @@ def image_members(members: Iterable[Member]) -> Iterator[Member]:
 def found(description: str, rows: Iterable[Row]) -> Found:
     """A split of these rows."""
     names, labels, containers = list[str](), list[Label](), dict[Path, int]()
-    numbers, offsets, sizes = array("i"), array("q"), array("q")
+    numbers, offsets, sizes, changed = array("i"), array("q"), array("q"), array("q")
     for container, member, label in rows:
         names.append(member.name)
         labels.append(sys.intern(label) if isinstance(label, str) else label)  # 1.3 million texts, 1000 different
         numbers.append(containers.setdefault(container, len(containers)))
         offsets.append(member.offset)
         sizes.append(member.size)
-    columns = np.array(numbers, np.int32), np.array(offsets, np.int64), np.array(sizes, np.int64)
-    return Found(description, Images(names, list(containers), *columns, np.full(len(names), -1, np.int32)), labels)
+        changed.append(member.changed)
+    images = Images(
+        names=names,
+        containers=list(containers),
+        container=np.array(numbers, np.int32),
+        offsets=np.array(offsets, np.int64),
+        sizes=np.array(sizes, np.int64),
+        changed=np.array(changed, np.int64),
+        labels=np.full(len(names), -1, np.int32),
+    )
+    return Found(description, images, labels)
 
 
 # --- which class an image shows
@@ -471,7 +533,8 @@ def check_single(images: Images) -> None:
 
 def find_labels(request: Request) -> Path | None:
     """A labels file of a known name next to the source."""
-    places = {place: None for path in request.paths for place in label_places(path.absolute())}
+    given = [where for path in request.paths for where in (path.absolute(), path.resolve())]
+    places = {place: None for path in given for place in label_places(path)}
     named_so = [path for path in request.paths if path.name in KNOWN_FILES]
     found = [place / name for name in KNOWN_FILES for place in places if (place / name).exists()]
     return next(iter([*named_so, *found]), None)
@@ -482,7 +545,7 @@ def label_places(path: Path) -> list[Path]:
     Kaggle's download has them."""
     if not path.is_dir():
         return [path.parent]
-    top = path
+    top = path.parent if path.name in SPLITS else path
     while top.name in _KAGGLE_FOLDERS:
         top = top.parent
     return [path, path / "val", path.parent, top]
@@ -497,6 +560,9 @@ def classify(
     first = next(iter(splits_found))
     # A class index stays what it is in the source, also where no image has it.
     classes = sorted(wanted or meanings[first] or {*names[first]})
+    for name in classes:
+        if not name.isprintable():  # not UTF-8, say
+            raise InputError(f"{splits_found[first].description}: the class name {name!a}; rename it to plain letters")
     if wanted and (lacking := sorted({*wanted} - {*names[first]})):
         told = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
         log.warning("--classes %s: %d have no %s images: %s", request.classes, len(lacking), first, told)

@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -79,10 +80,12 @@ def plan_shards(split: str, images: Images, shard_bytes: int, growth: float) -> 
     return [*shards, Shard(split, len(shards), start, len(sizes))]
 
 
-def source_digest(shard: Shard, images: Images) -> str:
-    """What tells whether a shard's images are still the same: names, sizes and classes."""
+def source_digest(shard: Shard, images: Images, on_this_machine: bool) -> str:
+    """What tells whether a shard's images are still the same: names, sizes and classes, and on this machine when they
+    were last changed. Copies on other machines may have other times."""
     digest = hashlib.sha256("\n".join(images.names[shard.start : shard.stop]).encode("utf-8", "surrogateescape"))
-    for column in (images.sizes, images.labels):
+    columns: list[NDArray[Any]] = [images.sizes, images.labels]
+    for column in [*columns, images.changed] if on_this_machine else columns:
         digest.update(column[shard.start : shard.stop].tobytes())
     return digest.hexdigest()
 
@@ -161,6 +164,13 @@ class Workspace:
     def write_state(self, part: Part, state: State) -> None:
         with complete_or_absent(self.state_path(part)) as file:
             json.dump(asdict(state), file)
+
+    def remove(self) -> None:
+        """Remove the folder; what tells of the parts last, so that a killed process can be started again."""
+        states = {self.state_path(part) for part in self.parts()}
+        for path in {*self.folder.iterdir()} - states:
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)  # a network file system may keep the lock
 
     @contextlib.contextmanager
     def locked(self, name: str) -> Iterator[None]:

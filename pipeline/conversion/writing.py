@@ -53,7 +53,7 @@ def finished_shards(workspace: Workspace, job: Job) -> list[Record]:
     records = []
     for shard in job.shards:
         record = workspace.record(shard)
-        if record is None or record.source != source_digest(shard, job.images):
+        if record is None or record.source != source_digest(shard, job.images, on_this_machine=True):
             break
         if not job.skip_bad and record.samples < shard.stop - shard.start:  # left out by an attempt that was to skip
             break
@@ -183,7 +183,7 @@ def write_shard(
         if tar:
             tar.abort()
     record = Record(
-        source=source_digest(shard, job.images),
+        source=source_digest(shard, job.images, on_this_machine=True),
         samples=samples,
         bytes=total,
         source_bytes=source_bytes,
@@ -234,7 +234,7 @@ def finish(workspace: Workspace) -> dict[str, int]:
         publish_all(workspace, check_complete(workspace))
     manifest = Manifest.read(workspace.dst)
     report = json.loads((workspace.dst / REPORT).read_text("utf-8"))
-    shutil.rmtree(workspace.folder, ignore_errors=True)  # a network file system may keep the lock
+    workspace.remove()
     return {
         **{split: info.samples for split, info in manifest.splits.items()},
         "bad": sum("bad" in entry for entry in report["images"]),

@@ -1,5 +1,6 @@
 """Tar archives read in place: where each member's bytes are. Nothing is unpacked."""
 
+import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -17,6 +18,7 @@ class Member(NamedTuple):
     name: str
     offset: int  # of its first byte, in the outermost archive
     size: int
+    changed: int  # ns: when the outermost archive was
 
 
 def list_members(path: Path, inside: Member | None = None) -> Iterator[Member]:
@@ -27,13 +29,14 @@ def list_members(path: Path, inside: Member | None = None) -> Iterator[Member]:
     name = f"{path}: {inside.name}" if inside else str(path)
     try:
         with open(path, "rb", buffering=0) as file:
-            start, size = (inside.offset, inside.size) if inside else (0, path.stat().st_size)
-            yield from _members(_Section(file, start, size), name)
+            found = os.fstat(file.fileno())
+            start, size = (inside.offset, inside.size) if inside else (0, found.st_size)
+            yield from _members(_Section(file, start, size), name, found.st_mtime_ns)
     except OSError as error:
         raise InputError(f"{name}: cannot be read ({error.strerror or error})") from None
 
 
-def _members(section: "_Section", name: str) -> Iterator[Member]:
+def _members(section: "_Section", name: str, changed: int) -> Iterator[Member]:
     end = 0
     try:
         with tarfile.open(fileobj=section, mode="r:") as archive:  # type: ignore[call-overload]
@@ -45,7 +48,7 @@ def _members(section: "_Section", name: str) -> Iterator[Member]:
                     raise InputError(f"{name}: {member.name} is a link; make the archive with --hard-dereference -h")
                 if member.isreg():
                     _check(member, section, name)
-                    yield Member(member.name, section.start + member.offset_data, member.size)
+                    yield Member(member.name, section.start + member.offset_data, member.size, changed)
                 archive.members = []  # or every header would stay in memory
     except (InputError, OSError):
         raise

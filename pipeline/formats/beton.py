@@ -113,7 +113,9 @@ class PageWriter:
         return Extent(bytes=self._writer.size, sha256=sha256)
 
     def _pad(self) -> None:
-        self._writer.write(bytes(-self._writer.size % self._page_size))
+        missing = -self._writer.size % self._page_size
+        for start in range(0, missing, SMALLEST_PAGE):  # a page of raw pixels has 128 MB
+            self._writer.write(bytes(min(SMALLEST_PAGE, missing - start)))
 
 
 @dataclass(frozen=True)

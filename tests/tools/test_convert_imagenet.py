@@ -360,6 +360,14 @@ def test_bad_image_ends_with_one_line_that_names_it_and_nothing_looks_complete(
     assert work_in(dst)
 
 
+def test_line_break_in_a_name_is_no_other_line(few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("b\nc.JPEG", "d\ne.JPEG"):
+        (few / "train" / "n00000001" / name).write_text("no image")
+    code = run("--src", few, "--dst", tmp_path / "dst")
+    assert_refused(code, capsys, "2 of 4 images cannot be used")
+    assert len(work_in(tmp_path / "dst")[".conversion/bad-images.txt"].splitlines()) == 2
+
+
 PROGRESS = ("train: ", "val: ")
 
 
@@ -400,6 +408,7 @@ def test_flat_validation_without_labels_is_refused(
         ["--workers", "0"],
         ["--workers", "many"],
         ["--seed", "-1"],
+        ["--seed", str(1 << 64)],
         ["--format", "zip"],
         ["--format"],
         ["--no-such-flag", "1"],
@@ -416,8 +425,10 @@ def test_flat_validation_without_labels_is_refused(
         ["--subsampling", "440", "--jpeg", "reencode"],
         ["--jpeg", "raw"],
         ["--jpeg", "proportion", "--format", "webdataset"],
-        ["--compress-probability", "1.5"],
-        ["--compress-probability", "nan"],
+        ["--quality", "50", "--jpeg", "raw", "--format", "ffcv"],
+        ["--compress-probability", "0.5"],
+        ["--compress-probability", "1.5", "--jpeg", "proportion", "--format", "ffcv"],
+        ["--compress-probability", "nan", "--jpeg", "proportion", "--format", "ffcv"],
         ["--part", "0/3"],
         ["--part", "4/3"],
         ["--part", "3"],
@@ -574,6 +585,42 @@ def test_converted_dataset_is_not_overwritten(few: Path, tmp_path: Path, capsys:
     code = run("--src", few, "--dst", dst)
     assert_refused(code, capsys, f"--dst {dst}: holds a converted dataset already")
     assert files_in(dst) == before
+
+
+@pytest.mark.parametrize("left", [[], ["train-000000.lock"]], ids=["empty", "a lock"])
+def test_finished_dataset_with_a_rest_of_its_work_folder_is_not_taken_for_another_conversion(
+    few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], left: list[str]
+) -> None:
+    dst = tmp_path / "dst"
+    assert run("--src", few, "--dst", dst) == 0
+    (dst / ".conversion").mkdir()
+    for name in left:
+        (dst / ".conversion" / name).touch()
+    before = files_in(dst)
+    capsys.readouterr()
+    code = run("--src", few, "--dst", dst, "--jpeg", "keep", "--format", "ffcv")
+    assert_refused(code, capsys, f"--dst {dst}: holds a converted dataset already")
+    assert files_in(dst) == before
+
+
+@pytest.mark.parametrize("place", ["train", "train/shards", "train/n00000001"])
+def test_target_in_a_folder_of_the_source_is_refused(few: Path, capsys: pytest.CaptureFixture[str], place: str) -> None:
+    code = run("--src", few, "--dst", few / place)
+    assert_refused(code, capsys, f"--dst {few / place}: inside {few / place.partition('/')[0]}, which is converted")
+    assert not (few / "train" / "shards").exists()
+
+
+@pytest.mark.parametrize("name", ["", "."])
+def test_current_folder_as_target_is_refused(few: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    """An empty name is what a shell variable gives that is not set."""
+    assert_refused(run("--src", few, "--dst", name), capsys, "--dst: is empty or the current folder")
+
+
+def test_report_of_others_in_the_target_stays(few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "dst").mkdir()
+    (tmp_path / "dst" / "report.json").write_text("mine")
+    assert_refused(run("--src", few, "--dst", tmp_path / "dst"), capsys, "holds report.json, not from an unfinished")
+    assert files_in(tmp_path / "dst") == {"report.json": b"mine"}
 
 
 def test_file_as_target_is_refused(few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

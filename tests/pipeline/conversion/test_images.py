@@ -133,7 +133,7 @@ KEPT = {
     "1 x 1 pixel": (jpeg_bytes(photograph(1, 1, seed=3)), ""),
     "1 x 700 pixels": (jpeg_bytes(photograph(1, 700, seed=3)), ""),
     "EXIF orientation": (jpeg_bytes(PHOTO, exif=turned()), ""),
-    "EXIF, big-endian": (exif(b"MM\0*\0\0\0\x08\0\1\x01\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"), ""),
+    "EXIF, big-endian": (exif(b"MM\0*\0\0\0\x08\0\1\x01\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0\0\0"), ""),
     "greyscale": (jpeg_bytes(PHOTO, "L"), "greyscale"),
     "bytes behind the end": (JPEG + b"\0trailer", "8 bytes behind the end"),
     "another end marker behind the end": (JPEG + END, "2 bytes behind the end"),
@@ -144,6 +144,26 @@ KEPT = {
     "EXIF with a value outside": (
         exif(b"II*\0\x08\0\0\0" + struct.pack("<HHHII", 1, 0x010F, 2, 99, 5000) + bytes(4)),
         "corrupt EXIF data",
+    ),
+    "EXIF that ends behind the entries": (
+        exif(b"MM\0*\0\0\0\x08\0\1\x01\x12\0\3\0\0\0\1\0\6\0\0"),
+        "corrupt EXIF data",
+    ),
+    "EXIF with a directory in it outside": (
+        exif(b"II*\0\x08\0\0\0" + struct.pack("<HHHIII", 1, 0x8769, 4, 1, 5000, 0)),
+        "corrupt EXIF data",
+    ),
+    "EXIF with a directory that leads to itself": (
+        exif(b"II*\0\x08\0\0\0" + struct.pack("<HHHIII", 1, 0x8769, 4, 1, 8, 0)),
+        "corrupt EXIF data",
+    ),
+    "EXIF with a directory in it": (
+        exif(
+            b"II*\0\x08\0\0\0"
+            + struct.pack("<HHHIII", 1, 0x8769, 4, 1, 26, 0)
+            + struct.pack("<HHHIII", 1, 0xA001, 3, 1, 1, 0)
+        ),
+        "",
     ),
     "stray bytes before the end": (
         JPEG[:-2] + b"10 strays." + END,

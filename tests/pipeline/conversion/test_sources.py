@@ -307,6 +307,17 @@ def test_kaggle_download_is_read_from_each_of_its_folders(
         assert {split: contents(source, split) for split in source.splits} == expected
 
 
+@pytest.mark.parametrize("how", ["link", "folders"])
+def test_kaggle_labels_are_found_from_outside(imagenet_folder: Path, tmp_path: Path, how: str) -> None:
+    root = tmp_path / "download" / "ILSVRC" / "Data" / "CLS-LOC"
+    shutil.copytree(imagenet_folder / "train", root / "train")
+    shutil.copytree(imagenet_folder / "val", root / "val")
+    write_labels(imagenet_folder, tmp_path / "download" / "LOC_val_solution.csv")
+    (tmp_path / "imagenet").symlink_to(root)
+    paths = (tmp_path / "imagenet",) if how == "link" else (root / "train", root / "val")
+    assert len(opened(*paths).splits["val"]) == len(labels_of(imagenet_folder))
+
+
 @pytest.mark.parametrize("name", [*LABEL_FILES, DEVKIT, f"{DEVKIT}.tar.gz"])
 @pytest.mark.parametrize("place", ["source", "source/val", "."])
 def test_labels_of_a_usual_name_are_found(
@@ -552,6 +563,35 @@ def test_class_list_names_the_class_indices_of_shards_in_its_own_order(tmp_path:
     assert [wnid for _, wnid, _ in contents(source, "train")] == ["n00000009", "n00000007", "n00000008"]
 
 
+def test_label_with_zeros_before_it_is_read_whole(tmp_path: Path) -> None:
+    numbers = (b"00000007", b"0000000012", b"3")
+    files = [(f"{at}.{suffix}", data) for at, text in enumerate(numbers) for suffix, data in
+             (("jpg", IMAGE), ("cls", text))]  # fmt: skip
+    source = opened(write_tar(tmp_path / "train.tar", files))
+    assert sorted(source.splits["train"].labels.tolist()) == [3, 7, 12]
+
+
+def test_converted_dataset_without_one_of_its_shards_is_refused(dataset_copy: Path) -> None:
+    lost = sorted((dataset_copy / "webdataset").glob("train-*.tar"))[1]
+    lost.unlink()
+    with pytest.raises(InputError) as raised:
+        opened(dataset_copy)
+    assert_one_line(raised.value, f"{lost}: missing, and dataset.json lists it")
+
+
+def test_archive_named_twice_is_read_once(tmp_path: Path, imagenet_folder: Path) -> None:
+    archive = train_archive(imagenet_folder, tmp_path / "a" / "train.tar")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    again = tmp_path / "b" / ".." / "a" / "train.tar"
+    assert len(opened(archive, again, tmp_path / "b" / "train.tar").splits["train"]) == sum(TRAIN_COUNTS.values())
+
+
+def test_empty_folder_beside_the_archives_is_passed_over(tmp_path: Path, imagenet_folder: Path) -> None:
+    train_archive(imagenet_folder, tmp_path / OFFICIAL["train"])
+    (tmp_path / "train").mkdir()
+    assert len(opened(tmp_path).splits["train"]) == sum(TRAIN_COUNTS.values())
+
+
 def test_converted_dataset_keeps_its_class_list(imagenet_folder: Path, tmp_path: Path) -> None:
     """Also the classes without images."""
     wanted = class_file(tmp_path / "more.txt", "n00000000", *CLASSES, "n99999999")
@@ -777,6 +817,36 @@ BAD_SOURCES: dict[str, tuple[Callable[[Path], object], str]] = {
         folders("train/n00000001/a.JPEG", "val/n00000002/b.JPEG"),
         "{root}/val/n00000002/b.JPEG: its class n00000002 is not among the 1 of train",
     ),
+    "train unpacked in part": (
+        lambda root: [
+            folders("train/n00000001/a.JPEG")(root),
+            write_tar(root / "train" / "n00000002.tar", [("b.JPEG", IMAGE)]),
+        ],
+        "{root}/train: unpacked in part, 1 class archives (n00000002.tar) have no folder",
+    ),
+    "image in two archives": (
+        lambda root: [write_tar(root / f"train-{number}.tar", IN_CLASS) for number in range(2)],
+        "{root}/train-1.tar/n00000001/a.JPEG: also in {root}/train-0.tar/n00000001/a.JPEG; name one of them",
+    ),
+    "class twice in an archive": (
+        lambda root: write_tar(root / "train.tar", 2 * [("n00000001.tar", tar_bytes([("a.JPEG", IMAGE)]))]),
+        "{root}/train.tar/n00000001/a.JPEG: also in {root}/train.tar/n00000001/a.JPEG; name one of them",
+    ),
+    "archives of two kinds": (
+        lambda root: [
+            write_tar(root / "train-0.tar", IN_CLASS),
+            write_tar(root / "train-1.tar", [("n00000002.tar", tar_bytes([("b.JPEG", IMAGE)]))]),
+        ],
+        "{root}/train-0.tar: holds images, and {root}/train-1.tar archives; convert them one by one",
+    ),
+    "empty archive among shards": (
+        lambda root: [shard("train-0.tar")(root), write_tar(root / "train-1.tar", [])],
+        "{root}/train-1.tar: no files in this archive",
+    ),
+    "class name that is no text": (
+        folders(os.fsdecode(b"train/cl\xff/a.JPEG")),
+        "class folders in {root}/train: the class name 'cl\\udcff'; rename it to plain letters",
+    ),
     "empty archive": (lambda root: write_tar(root / "train.tar", []), "{root}/train.tar: no files in this archive"),
     "no archive": (folders("train.tar"), "{root}/train.tar: not a tar archive, or damaged"),
     "truncated archive": (
@@ -830,6 +900,7 @@ BAD_SOURCES: dict[str, tuple[Callable[[Path], object], str]] = {
     "json with a list": (shard("train.tar", ("1.jpg", IMAGE), ("1.json", b'{"label": [1]}')), "sample 1 has no label"),
     "caption for a label": (shard("train.tar", ("1.jpg", IMAGE), ("1.txt", b"a dog")), "sample 1 has no label"),
     "empty label": (shard("train.tar", ("1.jpg", IMAGE), ("1.cls", b"")), "sample 1 has no label"),
+    "label of 8 digits": (shard("train.tar", ("1.jpg", IMAGE), ("1.cls", b"10000000")), "sample 1 has no label"),
     "label of 5000 digits": (shard("train.tar", ("1.jpg", IMAGE), ("1.cls", b"1" * 5000)), "sample 1 has no label"),
     "large label file": (
         shard("train.tar", ("1.jpg", IMAGE), ("1.cls", b"1" * 70_000)),

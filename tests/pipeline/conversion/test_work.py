@@ -223,8 +223,11 @@ def test_finishing_killed_at_every_step_ends_with_the_same_bytes(
         dst = shutil.copytree(tmp_path / "written", tmp_path / f"dst{step}")
         if not killed_at(step, replace(last, dst=dst)):
             break
-        result = convert(replace(last, dst=dst))
-        assert (result["train"], result["val"], result["bad"], result["reencoded"]) == (12, 3, 0, 1)
+        if (dst / "dataset.json").exists() and not [*(dst / ".conversion").glob("part-*")] and parts == 1:
+            assert "holds a converted dataset already" in refused(replace(last, dst=dst))
+        else:
+            result = convert(replace(last, dst=dst))
+            assert (result["train"], result["val"], result["bad"], result["reencoded"]) == (12, 3, 0, 1)
         assert files_in(dst) == expected
         shutil.rmtree(dst)
     assert step > 15
@@ -275,8 +278,8 @@ def half(source: Path, tmp_path_factory: pytest.TempPathFactory) -> ConvertSetti
 
 OTHER_FLAGS: dict[str, tuple[dict[str, Any], str]] = {
     "jpeg": (
-        {"jpeg": "raw", "format": ("ffcv",)},
-        "--jpeg reencode then, raw now, --format ffcv webdataset then, ffcv now",
+        {"jpeg": "proportion", "format": ("ffcv",)},
+        "--jpeg reencode then, proportion now, --format ffcv webdataset then, ffcv now",
     ),
     "max side": ({"max_side": 39}, "--max-side 40 then, 39 now"),
     "no max side": ({"max_side": None}, "--max-side 40 then, not given now"),
@@ -516,6 +519,16 @@ def test_bad_images_are_left_out_and_counted(changing: Path, tmp_path: Path, bef
         assert BAD not in [sample.jpeg for sample in stored]
 
 
+def test_bad_images_in_archives_are_listed_or_left_out(changing: Path, tmp_path: Path) -> None:
+    (changing / TRAIN).write_bytes(BAD)
+    archive, dst = tmp_path / "train.tar", tmp_path / "dst"
+    subprocess.run(["tar", "-cf", archive, "-C", changing / "train", *WNIDS], check=True)
+    told = refused(settings(archive, dst, splits=("train",)))
+    assert told.startswith(f"{archive}/{TRAIN.removeprefix('train/')}: not an image")
+    result = convert(settings(archive, tmp_path / "skipped", splits=("train",), on_bad="skip"))
+    assert (result["train"], result["bad"]) == (11, 1)
+
+
 def test_bad_images_that_were_left_out_are_bad_again_where_they_are_to_fail(changing: Path, tmp_path: Path) -> None:
     bad = spoil(changing)
     dst = tmp_path / "dst"
@@ -686,6 +699,20 @@ def enlarge_recorded_image(source: Path, recorded: str) -> None:
     path.write_bytes(jpeg_bytes(photograph(70, 80, seed=5)))
 
 
+def replace_recorded_image(source: Path, recorded: str) -> None:
+    """By another of the same size."""
+    (path,) = source.glob(f"train/*/{recorded}.JPEG")
+    data = path.read_bytes()
+    other = jpeg_bytes(photograph(20, 20, seed=7), quality=50)
+    assert len(other) < len(data)
+    path.write_bytes(other[:2] + comment(len(data) - len(other)) + other[2:])
+
+
+def comment(size: int) -> bytes:
+    """A JPEG's comment segment of so many bytes."""
+    return b"\xff\xfe" + (size - 2).to_bytes(2, "big") + bytes(size - 4)
+
+
 def outgrow_the_pages(source: Path, recorded: str) -> None:
     """By an image that is not on record."""
     (path,) = source.glob("train/*/n00000001_10.JPEG")
@@ -696,7 +723,7 @@ def outgrow_the_pages(source: Path, recorded: str) -> None:
 
 
 @pytest.mark.parametrize("jpeg", ["keep", "reencode"])
-@pytest.mark.parametrize("change", [add_image, enlarge_recorded_image, outgrow_the_pages])
+@pytest.mark.parametrize("change", [add_image, enlarge_recorded_image, replace_recorded_image, outgrow_the_pages])
 def test_source_that_changed_between_two_attempts_gives_what_a_fresh_conversion_gives(
     changing: Path, tmp_path: Path, change: Callable[[Path, str], None], jpeg: str
 ) -> None:
@@ -722,7 +749,7 @@ def test_source_that_changed_between_two_attempts_gives_what_a_fresh_conversion_
 )
 def test_shards_hold_all_images_in_order_and_as_many_as_fit(sizes: list[int], shard_bytes: int, growth: float) -> None:
     column = np.array(sizes, np.int64)
-    images = Images([str(at) for at in sizes], [], column, column, column, column)  # type: ignore[arg-type]
+    images = Images([str(at) for at in sizes], [], *[column] * 5)  # type: ignore[arg-type]
     shards = plan_shards("train", images, shard_bytes, growth)
     assert [shard.number for shard in shards] == list(range(len(shards)))
     assert [shard.start for shard in shards] == [0, *(shard.stop for shard in shards[:-1])]
