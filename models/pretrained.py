@@ -1,5 +1,6 @@
 """Published weights: read from the forms they come in, and loaded whole or not at all."""
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,17 @@ class PretrainedError(ValueError):
 
 def read(path: Path) -> Weights:
     """The weights in a file: a state_dict (torchvision, Cadene), or what a trainer saved around it under
-    "state_dict" (PyTorch's ImageNet example and the zoos made of it) or "model" (torchvision's and our checkpoints).
+    "state_dict" (PyTorch's ImageNet example and the zoos made of it) or "model" (torchvision's and our checkpoints; the
+    averaged weights under "ema" go before it).
 
     Names lose the "module." of DataParallel. Nothing in the file is executed (weights_only). Raises PretrainedError.
     """
     try:
+        if not is_sound(path):
+            raise PretrainedError(f"{path}: damaged")
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except PretrainedError:
+        raise
     except OSError as error:
         raise PretrainedError(f"{path}: {error.strerror}") from None
     except Exception as error:  # torch raises whatever the bytes lead to
@@ -37,6 +43,15 @@ def read(path: Path) -> Weights:
     return weights
 
 
+def is_sound(path: Path) -> bool:
+    """Whether the CRC-32s in a file of torch.save hold, which torch.load does not look at; files from before
+    PyTorch 1.6, which are no zip archives, have none."""
+    if not zipfile.is_zipfile(path):
+        return True
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip() is None
+
+
 def _refusal(error: Exception) -> str:
     _, unsafe, rest = str(error).partition("Unsupported global: GLOBAL ")
     if unsafe:
@@ -47,7 +62,7 @@ def _refusal(error: Exception) -> str:
 def _state_dict(content: Any) -> Weights | None:
     if not isinstance(content, Mapping):
         return None
-    for key in ("state_dict", "model"):
+    for key in ("ema", "state_dict", "model"):
         if isinstance(content.get(key), Mapping):
             content = content[key]
             break

@@ -8,6 +8,8 @@ from tools.verdict import Verdict
 
 OTHER, BESIDE = "other", "side by side"
 """CPU time in none of the parts, and what a loader with all its workers takes more than in one thread."""
+COPY = "copy to the device"
+"""Beside the loader's work, so no share of it."""
 
 Table = list[list[str]]
 
@@ -30,13 +32,14 @@ def part_seconds(profile: Profile) -> dict[str, float]:
 
 def part_table(profiles: list[Profile]) -> Table:
     """A row for each loader: microseconds of CPU time an image by part, and waiting for reads."""
-    rows = [["CPU µs an image", *PARTS, OTHER, "in one thread", BESIDE, "waits for reads"]]
+    rows = [["CPU µs an image", *PARTS, OTHER, "in one thread", BESIDE, "waits for reads", COPY]]
     for one in profiles:
         for name, parts in ((one.loader, one.parts), (f"{one.loader}, cold files", one.cold_parts)):
             if parts is not None:
                 beside = _microseconds(one.loader_alone.cpu_s - parts.whole_s) if parts is one.parts else ""
-                rows.append([name, *_part_cells(parts), beside, _microseconds(parts.read_wait_s)])
-    return rows
+                copy = _microseconds(1 / one.transfer.median) if one.transfer else ""
+                rows.append([name, *_part_cells(parts), beside, _microseconds(parts.read_wait_s), copy])
+    return rows if any(row[-1] for row in rows[1:]) else [row[:-1] for row in rows]
 
 
 def _part_cells(parts: LoaderParts) -> list[str]:

@@ -12,6 +12,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import dataclasses
 import logging
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,11 +21,13 @@ from tqdm import tqdm
 
 from pipeline import loaders
 from pipeline.cli import run_command
+from pipeline.errors import InputError
 from tools import profile_page, report
 from tools.estimate import conversion_factors
 from tools.profile_tables import other_notes, part_table, rate_table, step_table, sweep_table
 from tools.throughput import AXES, Options, Profile, Windows, profile
 from tools.verdict import WORTH, Advice, Verdict, faster_loader, judge, pixels_limit
+from train import recipes
 from train.config import DEFAULT_DATA, TrainConfig
 from train.device import select
 from train.loop import check
@@ -36,9 +40,15 @@ log = logging.getLogger(__name__)
 class ProfileSettings:
     """Measure what limits training, and say what to change."""
 
+    recipe: str | None = None
+    """As in train/run.py."""
+    config: Path | None = None
+    """Measure the training run that has this config.json. Flags given beside it win."""
     data: str = DEFAULT_DATA
     """As in train/run.py."""
     model: str = "torchvision/resnet50"
+    """As in train/run.py."""
+    model_kwargs: tuple[str, ...] = ()
     """As in train/run.py."""
     loader: str = "auto"
     """Loaders to measure, separated by commas; all: every one that is installed and reads the data."""
@@ -67,8 +77,8 @@ class ProfileSettings:
     """Where profile.json, profile.html and the traces go."""
 
     def __post_init__(self) -> None:
-        if self.windows < 1 or self.window_seconds <= 0:
-            raise ValueError("--windows must be at least 1, and --window-seconds above 0")
+        if self.windows < 1 or not 0 < self.window_seconds < math.inf:
+            raise ValueError("--windows must be at least 1, and --window-seconds a number above 0")
         if not self.loader_names:
             raise ValueError("--loader: name at least one")
         if self.cold and self.data.startswith(("http://", "https://")):
@@ -95,9 +105,31 @@ class ProfileSettings:
         return points
 
     def training_config(self, loader: str, changes: dict[str, int]) -> TrainConfig:
-        """The settings of the training run that is measured."""
-        names = ("data", "model", "workers", "batch_size", "resolution", "nproc", "device", "amp", "compile")
-        return TrainConfig(loader=loader, **({name: getattr(self, name) for name in names} | changes))
+        """The settings of the training run that is measured: those of --recipe or --config where no flag says them."""
+        settings = {name: getattr(self, name) for name in SETTINGS} | MEASURED
+        return dataclasses.replace(training_settings(self.recipe, self.config), loader=loader, **(settings | changes))
+
+
+SETTINGS = ("data", "model", "model_kwargs", "workers", "batch_size", "resolution", "nproc", "device", "amp", "compile")
+"""What has a flag here as in train/run.py."""
+MEASURED: dict[str, Any] = {
+    "resume": None, "evaluate": None, "performance": None, "run_dir": None, "max_restarts": 0, "profile_steps": None,
+    "pretrained": None, "finetune": None, "nnodes": 1, "node_rank": 0,
+}  # fmt: skip
+"""Settings of a training run that mean nothing to a measurement."""
+
+
+def training_settings(recipe: str | None, config: Path | None) -> TrainConfig:
+    """The training run to begin with. Raises InputError."""
+    named = {"--recipe": recipe, "--config": config}
+    words = [word for flag, value in named.items() if value for word in (flag, str(value))]
+    return recipes.starting_point(words) or TrainConfig()
+
+
+def starting_point(argv: Sequence[str]) -> ProfileSettings | None:
+    """The settings that --recipe or --config in a command line names."""
+    found = recipes.starting_point(argv)
+    return ProfileSettings(**{name: getattr(found, name) for name in SETTINGS}) if found else None
 
 
 def chosen_loaders(settings: ProfileSettings) -> list[str]:
@@ -141,6 +173,10 @@ def trace(settings: ProfileSettings, loader: str) -> None:
 
 def profile_all(settings: ProfileSettings) -> dict[str, Any]:
     """The command."""
+    try:
+        settings.out.mkdir(parents=True, exist_ok=True)  # found now, not when everything has been measured
+    except OSError as error:
+        raise InputError(f"--out {settings.out}: cannot be written ({error.strerror})") from None
     for changes in ({}, *settings.sweep_points):
         check(settings.training_config("auto", changes))  # before minutes are spent on the others
     names = chosen_loaders(settings)
@@ -223,4 +259,4 @@ def result(base: Profile, verdict: Verdict) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(profile_all, ProfileSettings))
+    sys.exit(run_command(profile_all, ProfileSettings, default=starting_point))

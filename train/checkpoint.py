@@ -4,13 +4,13 @@ import contextlib
 import logging
 import os
 import shutil
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from models.pretrained import is_sound
 from pipeline.errors import InputError
 from pipeline.formats.files import complete_or_absent, move, temporary_path
 
@@ -31,9 +31,9 @@ def existing(run_dir: Path) -> list[Path]:
     return sorted((run_dir / FOLDER).glob("step-*.pt"))
 
 
-def run_dir_of(path: Path) -> Path:
-    """The run directory that a checkpoint is in, or else its folder."""
-    return path.parent.parent if path.parent.name == FOLDER else path.parent
+def run_dir_of(path: Path) -> Path | None:
+    """The run directory that a checkpoint is in; a copy elsewhere is in none."""
+    return path.parent.parent if path.parent.name == FOLDER else None
 
 
 def save(run_dir: Path, step: int, state: State, keep: int) -> Path:
@@ -47,8 +47,11 @@ def save(run_dir: Path, step: int, state: State, keep: int) -> Path:
 
 
 def keep_as_best(run_dir: Path, step: int) -> None:
-    """Give the checkpoint of this step the name best.pt too; the file outlives the dropping of old ones."""
+    """Give the checkpoint of this step, if there is one, the name best.pt too; the file outlives the dropping of old
+    ones."""
     best = run_dir / FOLDER / BEST
+    if not path_for(run_dir, step).exists():
+        return
     link = temporary_path(best)
     link.unlink(missing_ok=True)
     try:
@@ -93,19 +96,11 @@ def _read(path: Path) -> Any:
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint")
     try:
-        if _is_sound(path):
+        if is_sound(path):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # zipfile and torch raise whatever the damaged bytes lead to
         pass
     raise InputError(f"{path}: not a checkpoint, or a damaged one")
-
-
-def _is_sound(path: Path) -> bool:
-    """Whether the CRCs hold; files from before torch 1.6, which are no archives, have none."""
-    if not zipfile.is_zipfile(path):
-        return True
-    with zipfile.ZipFile(path) as archive:
-        return archive.testzip() is None
 
 
 def newest_sound(run_dir: Path) -> tuple[Path, State] | None:

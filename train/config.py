@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import models
 from pipeline import loaders
@@ -14,6 +15,8 @@ from pipeline.errors import InputError
 from train import trace
 
 DEFAULT_DATA = "data/shards"
+PROCESSES = "processes"
+"""What config.json holds besides the settings: how many processes there were, whoever started them."""
 _UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 
 
@@ -163,6 +166,10 @@ class TrainConfig:
         for name in (*at_least_1, "rdzv_timeout", "lr_step_size", "num_classes", "performance"):
             self._require(name, self._unset(name) or getattr(self, name) >= 1, "at least 1")
         at_least_0 = ["seed", "weight_decay", "norm_weight_decay", "bias_weight_decay", "warmup_epochs", "node_rank"]
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            self._require(field.name, not isinstance(value, float) or math.isfinite(value), "a finite number")
+        self._require("seed", self.seed < 1 << 63, "below 2^63")
         for name in (*at_least_0, "max_restarts", "workers", "mixup_alpha", "cutmix_alpha"):
             self._require(name, self._unset(name) or getattr(self, name) >= 0, "at least 0")
         for name in ("lr", "lr_gamma", "clip_grad_norm"):
@@ -186,14 +193,15 @@ class TrainConfig:
 
     def _check_together(self) -> None:
         self._require("node_rank", self.node_rank < self.nnodes, "below --nnodes")
-        elsewhere = re.fullmatch(r"(?!localhost:).+:[1-9]\d{0,4}", self.rdzv_endpoint)
-        self._require(
-            "rdzv_endpoint", self.nnodes == 1 or elsewhere is not None, "host:port of machine 0 with --nnodes"
-        )
+        elsewhere = re.fullmatch(r"(?!localhost:).+:([1-9]\d{0,4})", self.rdzv_endpoint)
+        is_port = elsewhere is not None and int(elsewhere[1]) < 1 << 16
+        self._require("rdzv_endpoint", self.nnodes == 1 or is_port, "host:port of machine 0 with --nnodes")
         self._require("max_restarts", self.max_restarts == 0 or self.run_dir is not None, "0 without --run-dir")
         self._require("resume", self.resume != "auto" or self.run_dir is not None, "a path without --run-dir")
         for name in ("resume", "pretrained", "finetune", "performance"):
             self._require("evaluate", self._unset("evaluate") or self._unset(name), f"without --{name}")
+        alone = self._unset("resume") and self.max_restarts == 0  # it measures from the first step, and saves nothing
+        self._require("performance", self._unset("performance") or alone, "without --resume and --max-restarts")
         self._require("finetune", self._unset("finetune") or self._unset("pretrained"), "without --pretrained")
         self._require("nesterov", not self.nesterov or self.momentum > 0, "with --momentum above 0")
 
@@ -235,11 +243,15 @@ class TrainConfig:
         return {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()}
 
     @classmethod
-    def read(cls, path: Path) -> "TrainConfig":
-        """The settings in a config.json, to train so again. Raises InputError."""
+    def read(cls, path: Path, launched: bool) -> "TrainConfig":
+        """The settings in a config.json, to train so again, with as many processes as then: where they are not
+        `launched` by another program, --nproc starts them. Raises InputError."""
         try:
             fields = json.loads(path.read_text())
+            processes = fields.pop(PROCESSES, 1)
             fields = {name: _as_field(cls, name, value) for name, value in fields.items()}
+            if not launched and fields.get("nproc", 1) * fields.get("nnodes", 1) == 1:
+                fields["nproc"] = processes
             return cls(**fields)
         except OSError as error:
             raise InputError(f"--config {path}: {error.strerror}") from None
@@ -249,8 +261,10 @@ class TrainConfig:
 
 def _as_field(cls: type[TrainConfig], name: str, value: Any) -> Any:
     """A value from JSON as the dataclass has it."""
-    kind = {field.name: str(field.type) for field in dataclasses.fields(cls)}[name]
-    if "Path" in kind and value is not None:
+    kind = {field.name: field.type for field in dataclasses.fields(cls)}[name]
+    if get_origin(kind) is Literal and value not in get_args(kind):
+        raise ValueError(f"{name} {value!r} is none of {', '.join(get_args(kind))}")
+    if "Path" in str(kind) and value is not None:
         return Path(value)
     return tuple(value) if isinstance(value, list) else value
 

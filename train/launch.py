@@ -111,9 +111,14 @@ def launch(config: TrainConfig, entry: Callable[..., Any] | str, *arguments: Any
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     meeting = _meeting(config)
     # PyTorch waits for other machines in C++, where Python does not notice Ctrl-C.
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *STOP_SIGNALS)}
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    with tempfile.TemporaryDirectory(prefix="sluice-errors-") as folder:
-        return _run(config, _agent(config, entry, arguments, meeting, folder))
+    try:
+        with tempfile.TemporaryDirectory(prefix="sluice-errors-") as folder:
+            return _run(config, _agent(config, entry, arguments, meeting, folder))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _run(config: TrainConfig, agent: Agent) -> dict[int, Any]:

@@ -98,6 +98,8 @@ def train(config: TrainConfig, world: World, device: torch.device) -> dict[str, 
         with RunDirectory(config, world, loader_name, resumed, session.position) as directory:
             announce(session, loader_name, directory.path, resumed)
             trainer = Trainer(session, directory, stop, loader_name)
+            if resumed and not checkpoint.path_for(directory.path, session.position.step).exists():
+                trainer.save()  # of another run: this one can be gone on with from its first moment
             trainer.evaluate()  # where the run was killed in it
             while not trainer.is_done:
                 trainer.train_epoch()
@@ -139,7 +141,7 @@ def evaluate(config: TrainConfig, world: World, device: torch.device) -> dict[st
         evaluation = session.evaluate(lambda batches: evaluation_bar(batches, session))
     images_per_s = evaluation["images"] / (time.perf_counter() - evaluation_started)
     return result_line(
-        evaluation, images_per_s, time.perf_counter() - started, loader_name, checkpoint.run_dir_of(path)
+        evaluation, images_per_s, time.perf_counter() - started, loader_name, checkpoint.run_dir_of(path) or path.parent
     )
 
 

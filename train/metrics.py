@@ -1,6 +1,7 @@
 """What a run measures and leaves behind: accuracy, images/s, metrics.jsonl, TensorBoard, curves."""
 
 import json
+import math
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -138,6 +139,11 @@ def limited_by(data_wait: float, images: int) -> str:
     return f"{what}: {data_wait:.0%} of the time went into waiting for batches"
 
 
+def finite(value: Any) -> Any:
+    """The same, None for a number that JSON does not have."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def result_line(
     evaluation: dict[str, Any], images_per_s: float, seconds: float, loader_name: str, run_dir: Path
 ) -> dict[str, Any]:
@@ -146,7 +152,7 @@ def result_line(
         "top1": evaluation.get("top1"),
         "top5": evaluation.get("top5"),
         "evaluated": evaluation.get("images", 0),
-        "loss": evaluation.get("loss"),
+        "loss": finite(evaluation.get("loss")),
         "images_per_s": round(images_per_s, 3),
         "seconds": round(seconds, 1),
         "loader": loader_name,
@@ -170,7 +176,7 @@ class RunWriter:
 
     def write(self, kind: str, step: int, **values: float) -> None:
         """Append a row: kind is "train" or "eval", step counts the run's optimiser steps."""
-        row = {"kind": kind, "step": step, **values}
+        row = {"kind": kind, "step": step, **{name: finite(value) for name, value in values.items()}}
         if kind == "eval":
             self.evaluations[step] = row
         self._file.write(json.dumps(row) + "\n")
@@ -203,7 +209,10 @@ def plot_curves(run_dirs: Iterable[Path], picture: Path) -> None:
             chosen = [row for row in rows if row["kind"] == kind]
             for axes, name in ((loss_axes, "loss"), (top1_axes, "top1")):
                 label = f"{run_dir.name} {kind}"
-                points = [row["epoch"] for row in chosen], [row[name] for row in chosen]
+                points = (
+                    [row["epoch"] for row in chosen],
+                    [math.nan if row[name] is None else row[name] for row in chosen],
+                )
                 axes.plot(*points, style, color=f"C{number}", label=label, markersize=3, linewidth=1.2)
     loss_axes.set(xlabel="epoch", ylabel="cross-entropy")
     top1_axes.set(xlabel="epoch", ylabel="top-1 (%)", ylim=(0, 100))

@@ -7,11 +7,13 @@ says both. Runs differ from the zoos' in evaluating every image, where theirs le
 """
 
 import argparse
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipeline.errors import InputError
 from train.config import TrainConfig
+from train.world import launched
 
 
 def alexnet_full() -> TrainConfig:
@@ -122,14 +124,17 @@ def starting_point(argv: Sequence[str]) -> TrainConfig | None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--recipe")
     parser.add_argument("--config", type=Path)
+    parser.add_argument("--evaluate")
     try:
         named, _ = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
         raise InputError(f"{error} (see --help)") from None
-    if named.recipe is None:
-        return TrainConfig.read(named.config) if named.config else None
-    if named.config is not None:
+    if named.recipe is None and named.config is None:
+        return None
+    if named.recipe is not None and named.config is not None:
         raise InputError("--recipe and --config: give one of them")
-    if named.recipe not in RECIPES:
+    if named.recipe not in (None, *RECIPES):
         raise InputError(f"--recipe {named.recipe}: unknown; there are {', '.join(RECIPES)}")
-    return RECIPES[named.recipe]()
+    config = RECIPES[named.recipe]() if named.recipe else TrainConfig.read(named.config, launched())
+    # How that training began is nothing to an evaluation.
+    return dataclasses.replace(config, pretrained=None, finetune=None, performance=None) if named.evaluate else config

@@ -17,7 +17,8 @@ log = logging.getLogger(__name__)
 REFUSED = ("model", "model_kwargs", "seed")
 """Settings without which the rest of the run would be another run."""
 LOGGED = (
-    "data", "loader", "device", "epochs", "resolution", "progressive_resize", "opt", "lr", "momentum", "nesterov",
+    "data", "loader", "device", "epochs", "batch_size", "accumulate", "resolution",
+    "progressive_resize", "opt", "lr", "momentum", "nesterov",
     "weight_decay", "norm_weight_decay", "bias_weight_decay", "lr_scheduler", "lr_step_size", "lr_gamma",
     "warmup_epochs", "label_smoothing", "mixup_alpha", "cutmix_alpha", "clip_grad_norm", "model_ema",
     "model_ema_decay", "sync_bn", "amp", "loss_scale", "channels_last", "compile", "deterministic",
@@ -37,7 +38,7 @@ def as_restarted(config: TrainConfig) -> TrainConfig:
     """`config`, or where the launcher restarted this process after a failure, the same going on from the newest
     checkpoint. Raises InputError where nobody said in which directory that is."""
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    if restarts == 0 or config.evaluate:
+    if restarts == 0 or config.evaluate or config.performance:
         return config
     if config.run_dir is None:
         raise InputError("a run that is to be restarted needs --run-dir, where its checkpoints are found again")

@@ -17,7 +17,7 @@ import torch
 from pipeline.errors import InputError
 from pipeline.formats.files import complete_or_absent
 from train import checkpoint
-from train.config import TrainConfig
+from train.config import PROCESSES, TrainConfig
 from train.device import device_name
 from train.metrics import RunWriter, plot_curves
 from train.resume import Resumed
@@ -94,7 +94,7 @@ class RunDirectory:
         if self._resumed is None:
             raise InputError(f"--run-dir {path}: holds a run; add --resume auto or choose another")
         chosen = self._resumed.path
-        if checkpoint.run_dir_of(chosen).resolve() != path.resolve():
+        if (own := checkpoint.run_dir_of(chosen)) is None or own.resolve() != path.resolve():
             raise InputError(f"--run-dir {path}: holds a run, not that of --resume {chosen}; choose another")
         newest = checkpoint.existing(path)[-1:]
         if newest and newest[0] > checkpoint.path_for(path, self._position.step):
@@ -118,7 +118,8 @@ class RunDirectory:
             file = (self.path / f"indices-rank{rank}.jsonl").open("a", buffering=1)
             self._indices = self._open.enter_context(file)
         if self._world.is_main:
-            self.write_json("config.json", self._config.as_dict() | {"resume": None})
+            settings = self._config.as_dict() | {"resume": None, PROCESSES: self._world.size}
+            self.write_json("config.json", settings)
             self.writer = RunWriter(self.path, self._position.step)
             self._open.callback(self.writer.close)
             log.info("%s", _environment())

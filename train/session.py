@@ -327,6 +327,12 @@ class Session:
             "config": self.config.as_dict(),
         }
 
+    def weights_are_finite(self) -> bool:
+        """Whether all weights and BatchNorm statistics are numbers. Waits for the device."""
+        tensors = [*self.plain_model.parameters(), *self.plain_model.buffers()]
+        finite = [tensor.detach().isfinite().all() for tensor in tensors if tensor.is_floating_point()]
+        return bool(torch.stack(finite).all())
+
     def load_for_evaluation(self, state: dict[str, Any], path: Path) -> None:
         """The weights of a checkpoint, averaged where it has such, or of a published file. Raises InputError."""
         if "config" in state:

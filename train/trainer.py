@@ -117,20 +117,16 @@ class Trainer:
     # Losses that are not finite
 
     def _handle_non_finite_loss(self) -> None:
-        """End the run, unless the scaler is about to find a loss scale that works. A collective call."""
-        scaler = self.session.scaler
-        if self._scale_is_dynamic and scaler.get_scale() >= 1:
-            log.warning("a loss is not finite: its step was left out, the loss scale is now %g", scaler.get_scale())
-            return
+        """End the run. A collective call.
+
+        With --amp fp16 too: what the loss scale can mend is gradients that overflow; where the loss itself does, the
+        statistics of BatchNorm have taken the values in.
+        """
         batch, rank, indices = min(filter(None, self._gathered(self._non_finite_batch())))
         raise NonFiniteLossError(
             f"the loss is not finite in epoch {self._interval_start[0]}, batch {batch} of rank {rank}: "
             f"dataset positions {' '.join(map(str, indices))}"
         )
-
-    @property
-    def _scale_is_dynamic(self) -> bool:
-        return self.session.scaler.is_enabled() and self.config.fixed_loss_scale is None
 
     def _non_finite_batch(self) -> tuple[int, int, list[int]] | None:
         """The first since the last log line, on this rank: number in the epoch, rank, dataset positions."""
@@ -166,8 +162,6 @@ class Trainer:
             return result
         # Before the row: a run killed here evaluates again.
         if result["top1"] > max((row["top1"] for row in writer.evaluations.values()), default=-1.0):
-            if not checkpoint.path_for(self.directory.path, position.step).exists():
-                self.save()  # resumed from another run's
             checkpoint.keep_as_best(self.directory.path, position.step)
         writer.write("eval", position.step, epoch=position.epoch, **result)
         raw = f" (not averaged: top1 {result['raw_top1']:.2f})" if "raw_top1" in result else ""
@@ -198,8 +192,8 @@ class Trainer:
         self._saved_at = time.monotonic()
         if not self.world.is_main or self.config.performance is not None:
             return
-        if not self._scale_is_dynamic and self._non_finite_batch():
-            log.warning("no checkpoint at step %d: a loss is not finite", self.session.position.step)
+        if self._non_finite_batch() or not self.session.weights_are_finite():
+            log.warning("no checkpoint at step %d: the loss or a weight is not finite", self.session.position.step)
             return
         position, keep = self.session.position, self.config.keep_checkpoints
         checkpoint.save(self.directory.path, position.step, self.session.state(), keep)

@@ -62,10 +62,13 @@ def find_world(config: TrainConfig) -> World | None:
             world = _described(launcher, *(os.environ.get(name) for name in names))
             break
     else:
+        if told := [name for name in ("RANK", "WORLD_SIZE") if name in os.environ]:
+            raise InputError(f"{told[0]} {os.environ[told[0]]} is exported, and RANK and WORLD_SIZE are not both")
         return None
     if elastic and config.nproc not in (1, world.local_size):
         raise InputError(f"--nproc {config.nproc}: the launcher started {world.local_size} processes here")
-    if world.size > 1 and not (os.environ.get("MASTER_ADDR") and os.environ.get("MASTER_PORT", "").isdigit()):
+    port = os.environ.get("MASTER_PORT", "")
+    if world.size > 1 and not (os.environ.get("MASTER_ADDR") and port.isdecimal() and 0 < int(port) < 1 << 16):
         raise InputError(
             f"{launcher} started {world.size} processes: export MASTER_ADDR (the host of rank 0) and MASTER_PORT "
             "(a free port there) for them, or start one on each machine, with --nproc, --nnodes and --node-rank"
@@ -73,18 +76,26 @@ def find_world(config: TrainConfig) -> World | None:
     return world
 
 
+def launched() -> bool:
+    """Whether a launcher, ours or another, started this process."""
+    return any(all(name in os.environ for name in names[:2]) for names in _LAUNCHERS.values())
+
+
 def _described(launcher: str, *values: str | None) -> World:
     rank, size, local_rank, local_size = values
     if launcher == "srun":
         local_size = _tasks_of_node(local_size or "", int(os.environ.get("SLURM_NODEID", "0")))
     try:
-        return World(
+        world = World(
             rank=int(rank or 0),
             size=int(size or 1),
             # Set by hand, they may be left out on a single machine.
             local_rank=int(local_rank or rank or 0),
             local_size=int(local_size or size or 1),
         )
+        if not (0 <= world.rank < world.size and 0 <= world.local_rank < world.local_size <= world.size):
+            raise ValueError
+        return world
     except ValueError:
         told = " ".join(f"{name}={value}" for name, value in zip(_LAUNCHERS[launcher], values, strict=True))
         raise InputError(f"{launcher}'s environment has no numbers where they belong: {told}") from None

@@ -48,6 +48,11 @@ FORMS = {
         "optimizer": {"state": {0: {"momentum_buffer": torch.zeros(3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
     },
     "ours": lambda weights: {"model": weights, "config": {"model": "alexnet"}, "ema": None},
+    "ours, averaged": lambda weights: {
+        "model": {name: torch.zeros_like(value) for name, value in weights.items()},
+        "config": {"model": "alexnet"},
+        "ema": weights,
+    },
     "before PyTorch 0.4.1": lambda weights: {name: v for name, v in weights.items() if "batches_tracked" not in name},
 }
 
@@ -152,3 +157,13 @@ def test_a_damaged_file(tmp_path: Path, content: bytes) -> None:
         pretrained.read(path)
     with pytest.raises(PretrainedError, match="No such file"):
         pretrained.read(tmp_path / "none.pth")
+
+
+def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    path = saved(published(10), tmp_path / "weights.pth")
+    data = bytearray(path.read_bytes())
+    data[data.index(published(10)["last_linear.weight"].numpy().tobytes()[:64]) + 20] ^= 1
+    path.write_bytes(data)
+    torch.load(path, weights_only=True)  # PyTorch does not
+    with pytest.raises(PretrainedError, match="damaged"):
+        pretrained.load(Network(10), path, 10)

@@ -4,9 +4,11 @@ Each situation is extreme, so that the verdict does not depend on how fast the m
 """
 
 import contextlib
+import dataclasses
 import http.server
 import json
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -20,10 +22,12 @@ import pytest
 import torch
 from images import jpeg_bytes, photograph
 
-from pipeline.cli import run_command
+from pipeline.cli import parse, run_command
 from pipeline.formats.folder import FolderSamples
 from pipeline.plan import StreamPlan
-from tools.profile_throughput import ProfileSettings, profile_all
+from tools.profile_throughput import ProfileSettings, profile_all, starting_point
+from train.config import TrainConfig
+from train.stopping import STOP_SIGNALS
 
 pytestmark = pytest.mark.alone
 
@@ -201,11 +205,29 @@ def test_cold_files_are_out_of_the_cache_when_they_are_measured(
 def test_two_processes_wait_for_each_others_gradients(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    handlers = [signal.getsignal(number) for number in STOP_SIGNALS]
     found = profiled(dataset, tmp_path, "--loader", "torch", *TINY, "--nproc", "2", capsys=capsys)
     (base,) = found["profiles"]
     assert base["nproc"] == 2
+    assert handlers == [signal.getsignal(number) for number in STOP_SIGNALS], "the launcher's do not stay"
     assert base["step_s"]["all-reduce"] > 0
     assert base["together"]["rate"]["median"] > 0
+
+
+def test_a_run_is_measured_with_all_its_settings(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    trained = TrainConfig(
+        model="pyramidnet", model_kwargs=("depth=14", "alpha=8"), batch_size=8, accumulate=2, model_ema=True,
+        mixup_alpha=0.2, run_dir=tmp_path, performance=9,
+    )  # fmt: skip
+    path.write_text(json.dumps(trained.as_dict()))
+    words = ["--config", str(path), "--batch-size", "4"]
+    settings = parse(ProfileSettings, words, starting_point(words))
+    measured = settings.training_config("torch", {"workers": 3})
+    changed = {"loader": "torch", "batch_size": 4, "workers": 3, "performance": None, "run_dir": None}
+    assert measured == dataclasses.replace(trained, **changed)
+    words = ["--recipe", "pnasnet5large-full"]
+    assert parse(ProfileSettings, words, starting_point(words)).training_config("torch", {}).model == "pnasnet5large"
 
 
 class Links(HTMLParser):
@@ -251,6 +273,8 @@ def test_sweeps_the_page_and_the_trace(dataset: Path, tmp_path: Path, capsys: py
         (["--sweep", "epochs=1,2"], "it can change workers, batch_size"),
         (["--sweep", "batch-size=0"], "--batch-size 0: must be at least 1"),
         (["--windows", "0"], "--windows must be at least 1"),
+        (["--window-seconds", "nan"], "--window-seconds a number above 0"),
+        (["--out", "/dev/null/profile"], "--out /dev/null/profile: cannot be written"),
     ],
 )
 def test_wrong_flags_are_one_line(

@@ -41,6 +41,10 @@ def test_intervals_are_steps_or_times(text: str, expected: tuple[int, float]) ->
         (("--nesterov", "--momentum", "0"), "--nesterov True: must be with --momentum above 0"),
         (("--finetune", "a", "--pretrained", "b"), "--finetune a: must be without --pretrained"),
         (("--evaluate", "a", "--performance", "5"), "--evaluate a: must be without --performance"),
+        (("--performance", "5", "--resume", "a"), "--performance 5: must be without --resume and --max-restarts"),
+        (("--warmup-epochs", "inf"), "--warmup-epochs inf: must be a finite number"),
+        (("--seed", str(1 << 63)), "must be below 2^63"),
+        (("--nnodes", "2", "--rdzv-endpoint", "node0:99999"), "must be host:port of machine 0 with --nnodes"),
         (("--recipe", "alexnet"), "--recipe alexnet: unknown; there are alexnet-full, resnet152-full"),
         (("--recipe", "alexnet-full", "--config", "x"), "--recipe and --config: give one of them"),
         (("--config", "none.json"), "--config none.json: No such file or directory"),
@@ -61,17 +65,41 @@ def test_settings_come_back_from_a_file(tmp_path: Path) -> None:
     )  # fmt: skip
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config.as_dict()))
-    assert TrainConfig.read(path) == config
+    assert TrainConfig.read(path, launched=False) == config
     changed = parsed("--config", str(path), "--lr", "0.4")
     assert changed == dataclasses.replace(config, config=path, lr=0.4)
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"learning_rate": 1}', '{"epochs": 0}', '{"model": "bogus"}'])
+def test_a_run_of_another_launcher_is_repeated_with_as_many_processes(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(TrainConfig().as_dict() | {"processes": 4}))
+    assert TrainConfig.read(path, launched=False).nproc == 4
+    assert TrainConfig.read(path, launched=True).nproc == 1
+
+
+def test_an_evaluation_with_the_settings_of_a_finetuned_run(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(TrainConfig(finetune=Path("w.pt")).as_dict()))
+    assert parsed("--config", str(path), "--evaluate", "best.pt").finetune is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        '{"amp": "fp8"}',
+        '{"lr_scheduler": "linear"}',
+        '{"learning_rate": 1}',
+        '{"epochs": 0}',
+        '{"model": "bogus"}',
+    ],
+)
 def test_a_file_that_is_no_config_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "config.json"
     path.write_text(content)
     with pytest.raises(InputError, match=r"not the config\.json of a run"):
-        TrainConfig.read(path)
+        TrainConfig.read(path, launched=False)
 
 
 def test_flags_win_over_a_recipe() -> None:

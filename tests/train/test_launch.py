@@ -219,7 +219,7 @@ class TestEnvironments:
     def test_srun_with_unequal_nodes(
         self, world: Callable[..., World | None], tasks: str, node: int, count: int
     ) -> None:
-        unequal = {"SLURM_STEP_TASKS_PER_NODE": tasks, "SLURM_NODEID": str(node)}
+        unequal = {"SLURM_STEP_TASKS_PER_NODE": tasks, "SLURM_NODEID": str(node), "SLURM_LOCALID": "0"}
         found = world({**self.SRUN, **self.MASTER, **unequal})
         assert found is not None
         assert found.local_size == count
@@ -242,3 +242,21 @@ class TestEnvironments:
     def test_nonsense(self, world: Callable[..., World | None]) -> None:
         with pytest.raises(InputError, match=r"torchrun's environment .* RANK=x WORLD_SIZE=2"):
             world({"RANK": "x", "WORLD_SIZE": "2"})
+
+    @pytest.mark.parametrize(
+        "environment",
+        [{"RANK": "5", "WORLD_SIZE": "2"}, {"RANK": "0", "WORLD_SIZE": "0"}, {"RANK": "-1", "WORLD_SIZE": "2"}],
+        ids=str,
+    )
+    def test_numbers_that_cannot_be(self, world: Callable[..., World | None], environment: dict[str, str]) -> None:
+        with pytest.raises(InputError, match="torchrun's environment has no numbers where they belong"):
+            world({**environment, **self.MASTER})
+
+    @pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE"])
+    def test_half_of_it(self, world: Callable[..., World | None], name: str) -> None:
+        with pytest.raises(InputError, match=f"{name} 1 is exported, and RANK and WORLD_SIZE are not both"):
+            world({name: "1"})
+
+    def test_a_port_that_is_none(self, world: Callable[..., World | None]) -> None:
+        with pytest.raises(InputError, match="export MASTER_ADDR"):
+            world({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "node0", "MASTER_PORT": "99999"})

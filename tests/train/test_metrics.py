@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from train.metrics import WARMUP_STEPS, RunWriter, Throughput, Totals, read_metrics
+from train.metrics import WARMUP_STEPS, RunWriter, Throughput, Totals, read_metrics, result_line
 
 
 def test_totals_over_batches_are_those_of_all_images() -> None:
@@ -79,3 +79,12 @@ def test_an_interval_has_a_wait_of_its_own() -> None:
     time.sleep(0.1)
     assert throughput.interval_wait() == 0
     assert 0 < throughput.data_wait < 0.9
+
+
+def test_what_is_no_number_is_null(tmp_path: Path) -> None:
+    writer = RunWriter(tmp_path, 0)
+    writer.write("train", 1, loss=float("nan"), lr=float("inf"), epoch=0.5)
+    writer.close()
+    (row,) = read_metrics(tmp_path)
+    assert row == {"kind": "train", "step": 1, "loss": None, "lr": None, "epoch": 0.5}
+    assert result_line({"loss": float("nan")}, 1.0, 1.0, "torch", tmp_path)["loss"] is None

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -91,7 +92,7 @@ def test_runs_of_the_same_second_have_directories_of_their_own(tmp_path: Path, m
 
 
 def test_a_checkpoint_names_the_run_to_go_on_with(
-    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_dir, other = tmp_path / "run", tmp_path / "other"
     train(*torch_run(dataset, "--run-dir", run_dir, "--log-indices"), capsys=capsys)
@@ -104,9 +105,20 @@ def test_a_checkpoint_names_the_run_to_go_on_with(
     assert [row["step"] for row in rows if row["kind"] == "eval"] == [11, 22]
     # Into a directory of its own, too; but not into that of another run.
     best = run_dir / "checkpoints" / "best.pt"
-    assert train(*torch_run(dataset, "--resume", best, "--epochs", 3, "--run-dir", other), capsys=capsys)["top1"] >= 0
+    flags = ("--epochs", 3, "--run-dir", other, "--keep-checkpoints", 5)
+    first = int(torch.load(best, weights_only=True)["position"]["step"])
+    assert train(*torch_run(dataset, "--resume", best, *flags), capsys=capsys)["top1"] >= 0
+    assert (other / "checkpoints" / f"step-{first:08d}.pt").exists(), "it can be gone on with from its first moment"
     told = refused_by(*torch_run(dataset, "--resume", best, "--run-dir", other), capsys=capsys)
     assert f"--run-dir {other}: holds a run, not that of --resume {best}" in told
+    # A copy elsewhere is of no run directory; its folder is not taken for one.
+    copy = tmp_path / "models" / "a.pt"
+    copy.parent.mkdir()
+    shutil.copy(newest, copy)
+    monkeypatch.chdir(tmp_path)
+    result = train(*torch_run(dataset, "--resume", copy, "--epochs", 2), capsys=capsys)
+    assert Path(result["run_dir"]).parent == Path("runs")
+    assert [*copy.parent.iterdir()] == [copy]
 
 
 @pytest.mark.parametrize("keep", [0, 2000, None])
@@ -156,8 +168,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_images(
     told = str(caught.value)
     batch = next(number for number in range(11) if f"in epoch 0, batch {number} of rank 0: " in told)
     assert told.endswith("dataset positions " + " ".join(map(str, indices(run_dir)[batch])))
-    saved = [int(path.stem.partition("-")[2]) for path in (run_dir / "checkpoints").glob("step-*.pt")]
-    assert max(saved) <= batch, "what was saved is from before"
+    for path in (run_dir / "checkpoints").glob("step-*.pt"):
+        weights = torch.load(path, weights_only=True)["model"].values()
+        assert all(tensor.isfinite().all() for tensor in weights), "what was saved is from before"
     assert "not finite" in (run_dir / "train.log").read_text()
 
 

@@ -132,6 +132,15 @@ def test_a_fixed_loss_scale_stays_and_a_dynamic_one_moves() -> None:
     assert scales == {"1024": 1024, "dynamic": 2.0**39}
 
 
+@pytest.mark.parametrize("kind", ["parameters", "buffers"])
+def test_weights_that_are_no_numbers_are_noticed(kind: str) -> None:
+    with training() as session:
+        assert session.weights_are_finite()
+        tensor = next(one for one in getattr(session.plain_model, kind)() if one.is_floating_point())
+        tensor.data[..., -1] = float("nan")
+        assert not session.weights_are_finite()
+
+
 def test_images_grow_with_the_epochs() -> None:
     with training(progressive_resize=("1:24", "3:48")) as session:
         sides = []
