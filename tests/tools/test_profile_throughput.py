@@ -248,17 +248,17 @@ class Links(HTMLParser):
 
 
 def test_sweeps_the_page_and_the_trace(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ("--loader", "torch,auto", "--sweep", "workers=1,2", "batch-size=4,8", "--trace")
+    flags = ("--loader", "torch,auto", "--sweep", "workers=1,2", "batch-size=4,8", "resolution=32,48", "--trace")
     found = profiled(dataset, tmp_path, *TINY, *flags, capsys=capsys)
-    measured = [(one["loader"], one["workers"], one["batch_size"]) for one in found["profiles"]]
+    measured = [(one["loader"], one["workers"], one["batch_size"], one["resolution"]) for one in found["profiles"]]
     for loader in {"torch", found["profiles"][-1]["loader"]}:
-        assert [row[1:] for row in measured if row[0] == loader] == [(1, 4), (2, 4), (1, 8)]
+        assert [row[1:] for row in measured if row[0] == loader] == [(1, 4, 32), (2, 4, 32), (1, 8, 32), (1, 4, 48)]
     for row in found["result"]["loaders"]:
         assert min(row[f"{what}_images_per_s"] for what in ("loader", "model", "train", "predicted")) > 0
     page = Links()
     page.feed((tmp_path / "profile.html").read_text())
     assert page.loaded == []
-    assert page.tags.count("svg") == 2
+    assert page.tags.count("svg") == 3
     assert " ".join(found["verdicts"][0]["sentences"]) in page.text
     trace = json.loads((tmp_path / "trace-torch.json").read_text())
     assert any("convolution" in event.get("name", "") for event in trace["traceEvents"])

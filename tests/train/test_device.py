@@ -1,13 +1,15 @@
 """Choosing a device: what is told where the vendor's package is missing or broken."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+import torch
 
 from pipeline.errors import InputError
-from train.device import DEVICE_TYPES, require, select
+from train.device import DEVICE_TYPES, configure_math, require, select
 
 
 @pytest.mark.parametrize("name", [name for name, row in DEVICE_TYPES.items() if row.vendor_package])
@@ -36,3 +38,18 @@ def test_on_a_cpu_freed_memory_is_kept() -> None:
     held = process.memory_info().rss
     del arrays
     assert held - process.memory_info().rss < 1 << 26
+
+
+@pytest.fixture
+def _as_it_was() -> Iterator[None]:
+    yield
+    configure_math(deterministic=False)
+
+
+@pytest.mark.usefixtures("_as_it_was")
+def test_an_operation_that_is_not_reproducible_is_an_error_where_it_is_asked_for() -> None:
+    tensor, places, values = torch.zeros(3), torch.tensor([0, 0]), torch.tensor([1.0, 2.0])
+    tensor.put_(places, values)
+    configure_math(deterministic=True)
+    with pytest.raises(RuntimeError, match="does not have a deterministic implementation"):
+        tensor.put_(places, values)

@@ -75,6 +75,7 @@ def test_a_run_leaves_everything_a_user_looks_for(
     assert json.loads((run_dir / "config.json").read_text())["model"] == "torchvision/resnet18"
     rows = [json.loads(row) for row in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows if row["kind"] == "eval"] == [1, 2]
+    assert all(0 <= row["data_wait"] <= 1 for row in rows if row["kind"] == "train")
     assert (run_dir / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert list((run_dir / "tensorboard").iterdir())
     state = torch.load(run_dir / "checkpoints" / "step-00000022.pt", weights_only=True)

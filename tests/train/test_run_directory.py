@@ -1,13 +1,17 @@
 """What a run leaves in its directory, and who may write there."""
 
+import itertools
 import json
 import logging
+import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -147,6 +151,19 @@ def test_a_damaged_checkpoint_is_passed_over_and_said_so(
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+def test_checkpoints_by_time(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that goes on ten seconds each time somebody looks at it."""
+    seconds = itertools.count(0, 10)
+    clock = SimpleNamespace(monotonic=lambda: float(next(seconds)), perf_counter=time.perf_counter)
+    monkeypatch.setattr("train.trainer.time", clock)
+    flags = ("--checkpoint-every", "30s", "--keep-checkpoints", 99, "--run-dir", tmp_path / "run")
+    train(*torch_run(dataset, *flags), capsys=capsys)
+    steps = sorted(int(path.stem[-8:]) for path in (tmp_path / "run" / "checkpoints").glob("step-*.pt"))
+    assert steps == [3, 6, 9, 11]
+
+
 def test_the_log_holds_everything_that_was_said(dataset: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     words = [sys.executable, "train/run.py", *torch_run(dataset, "--run-dir", run_dir, "--loader", "auto")]
@@ -156,6 +173,9 @@ def test_the_log_holds_everything_that_was_said(dataset: Path, tmp_path: Path) -
     assert logged == done.stderr.splitlines()
     assert logged[0].startswith("loader auto: ")  # before there was a directory
     assert any(line.startswith("lr ") and "linear scaling" in line for line in logged)
+    waits = [re.search(r"data wait (\d+)%$", line) for line in logged if " loss " in line]
+    assert waits
+    assert all(waits)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_images(
