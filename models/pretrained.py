@@ -26,11 +26,7 @@ def read(path: Path) -> Weights:
     Names lose the "module." of DataParallel. Nothing in the file is executed (weights_only). Raises PretrainedError.
     """
     try:
-        if not is_sound(path):
-            raise PretrainedError(f"{path}: damaged")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except PretrainedError:
-        raise
+        content = load_file(path)
     except OSError as error:
         raise PretrainedError(f"{path}: {error.strerror}") from None
     except Exception as error:  # torch raises whatever the bytes lead to
@@ -43,13 +39,17 @@ def read(path: Path) -> Weights:
     return weights
 
 
-def is_sound(path: Path) -> bool:
-    """Whether the CRC-32s in a file of torch.save hold, which torch.load does not look at; files from before
-    PyTorch 1.6, which are no zip archives, have none."""
-    if not zipfile.is_zipfile(path):
-        return True
-    with zipfile.ZipFile(path) as archive:
-        return archive.testzip() is None
+def load_file(path: Path) -> Any:
+    """What torch.save wrote, on the CPU; nothing in it is executed. Raises whatever damaged bytes lead to.
+
+    Such a file is a zip archive with a CRC-32 of each tensor's bytes, which torch.load does not look at: a flipped bit
+    would go unnoticed. Files from before PyTorch 1.6 are no archives and have none.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(f"the CRC-32 of {damaged} does not hold")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _refusal(error: Exception) -> str:

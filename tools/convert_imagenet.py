@@ -304,7 +304,7 @@ def finished_files(dst: Path) -> list[Path]:
     """Files of the names that a conversion gives."""
     ours = re.compile(r"(train|val)-\d{6}\.(tar|idx)|(train|val)\.beton")
     inside = [path for name in ("webdataset", "ffcv") for path in (dst / name).glob("*") if ours.fullmatch(path.name)]
-    return inside + [path for path in [dst / REPORT] if path.exists()]
+    return [*inside, *dst.glob(REPORT)]
 
 
 def refuse_other_flags(workspace: Workspace, settings: ConvertSettings) -> None:

@@ -15,6 +15,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from tqdm import tqdm
@@ -34,6 +35,14 @@ from train.loop import check
 from train.session import open_data
 
 log = logging.getLogger(__name__)
+
+SETTINGS = ("data", "model", "model_kwargs", "workers", "batch_size", "resolution", "nproc", "device", "amp", "compile")
+"""What has a flag here as in train/run.py."""
+MEASURED: dict[str, Any] = {
+    "resume": None, "evaluate": None, "performance": None, "run_dir": None, "max_restarts": 0, "profile_steps": None,
+    "pretrained": None, "finetune": None, "nnodes": 1, "node_rank": 0,
+}  # fmt: skip
+"""Settings of a training run that mean nothing to a measurement."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,23 +116,12 @@ class ProfileSettings:
     def training_config(self, loader: str, changes: dict[str, int]) -> TrainConfig:
         """The settings of the training run that is measured: those of --recipe or --config where no flag says them."""
         settings = {name: getattr(self, name) for name in SETTINGS} | MEASURED
-        return dataclasses.replace(training_settings(self.recipe, self.config), loader=loader, **(settings | changes))
+        return dataclasses.replace(self._base, loader=loader, **(settings | changes))
 
-
-SETTINGS = ("data", "model", "model_kwargs", "workers", "batch_size", "resolution", "nproc", "device", "amp", "compile")
-"""What has a flag here as in train/run.py."""
-MEASURED: dict[str, Any] = {
-    "resume": None, "evaluate": None, "performance": None, "run_dir": None, "max_restarts": 0, "profile_steps": None,
-    "pretrained": None, "finetune": None, "nnodes": 1, "node_rank": 0,
-}  # fmt: skip
-"""Settings of a training run that mean nothing to a measurement."""
-
-
-def training_settings(recipe: str | None, config: Path | None) -> TrainConfig:
-    """The training run to begin with. Raises InputError."""
-    named = {"--recipe": recipe, "--config": config}
-    words = [word for flag, value in named.items() if value for word in (flag, str(value))]
-    return recipes.starting_point(words) or TrainConfig()
+    @cached_property
+    def _base(self) -> TrainConfig:
+        """The training run to begin with."""
+        return recipes.settings_of(self.recipe, self.config) or TrainConfig()
 
 
 def starting_point(argv: Sequence[str]) -> ProfileSettings | None:

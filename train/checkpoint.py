@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.pretrained import is_sound
+from models.pretrained import load_file
 from pipeline.errors import InputError
 from pipeline.formats.files import complete_or_absent, move, temporary_path
 
@@ -71,11 +71,7 @@ def set_aside_after(run_dir: Path, step: int) -> None:
 
 
 def load(path: Path) -> State:
-    """Read a checkpoint to the CPU; nothing in it is executed. Raises InputError.
-
-    A checkpoint is a zip archive with a CRC-32 of each tensor's bytes, which torch.load does not look at: a flipped
-    bit would go unnoticed.
-    """
+    """Read a checkpoint to the CPU; nothing in it is executed. Raises InputError, also for a flipped bit."""
     state = _read(path)
     if not _is_ours(state):
         raise InputError(f"{path}: not a checkpoint of this program (it has no 'model' and 'config')")
@@ -96,11 +92,9 @@ def _read(path: Path) -> Any:
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint")
     try:
-        if is_sound(path):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # zipfile and torch raise whatever the damaged bytes lead to
-        pass
-    raise InputError(f"{path}: not a checkpoint, or a damaged one")
+        return load_file(path)
+    except Exception:
+        raise InputError(f"{path}: not a checkpoint, or a damaged one") from None
 
 
 def newest_sound(run_dir: Path) -> tuple[Path, State] | None:

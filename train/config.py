@@ -162,20 +162,20 @@ class TrainConfig:
         self._check_together()
 
     def _check_numbers(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            self._require(field.name, not isinstance(value, float) or math.isfinite(value), "a finite number")
         at_least_1 = ["nproc", "nnodes", "epochs", "batch_size", "accumulate", "print_freq", "keep_checkpoints"]
         for name in (*at_least_1, "rdzv_timeout", "lr_step_size", "num_classes", "performance"):
             self._require(name, self._unset(name) or getattr(self, name) >= 1, "at least 1")
         at_least_0 = ["seed", "weight_decay", "norm_weight_decay", "bias_weight_decay", "warmup_epochs", "node_rank"]
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            self._require(field.name, not isinstance(value, float) or math.isfinite(value), "a finite number")
-        self._require("seed", self.seed < 1 << 63, "below 2^63")
         for name in (*at_least_0, "max_restarts", "workers", "mixup_alpha", "cutmix_alpha"):
             self._require(name, self._unset(name) or getattr(self, name) >= 0, "at least 0")
         for name in ("lr", "lr_gamma", "clip_grad_norm"):
             self._require(name, self._unset(name) or getattr(self, name) > 0, "above 0")
         for name in ("label_smoothing", "momentum", "model_ema_decay"):
             self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
+        self._require("seed", self.seed < 1 << 63, "below 2^63")
         self._require("resolution", self.resolution is None or self.resolution >= 8, "at least 8")
 
     def _check_texts(self) -> None:

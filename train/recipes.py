@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline.errors import InputError
 from train.config import TrainConfig
-from train.world import launched
+from train.world import launched_by
 
 
 def alexnet_full() -> TrainConfig:
@@ -129,12 +129,18 @@ def starting_point(argv: Sequence[str]) -> TrainConfig | None:
         named, _ = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
         raise InputError(f"{error} (see --help)") from None
-    if named.recipe is None and named.config is None:
-        return None
-    if named.recipe is not None and named.config is not None:
+    config = settings_of(named.recipe, named.config)
+    if config and named.evaluate:  # how that training began is nothing to an evaluation
+        return dataclasses.replace(config, pretrained=None, finetune=None, performance=None)
+    return config
+
+
+def settings_of(recipe: str | None, config: Path | None) -> TrainConfig | None:
+    """The settings that --recipe or --config means, None where neither is given. Raises InputError."""
+    if recipe is None:
+        return TrainConfig.read(config, launched_by() is not None) if config else None
+    if config is not None:
         raise InputError("--recipe and --config: give one of them")
-    if named.recipe not in (None, *RECIPES):
-        raise InputError(f"--recipe {named.recipe}: unknown; there are {', '.join(RECIPES)}")
-    config = RECIPES[named.recipe]() if named.recipe else TrainConfig.read(named.config, launched())
-    # How that training began is nothing to an evaluation.
-    return dataclasses.replace(config, pretrained=None, finetune=None, performance=None) if named.evaluate else config
+    if recipe not in RECIPES:
+        raise InputError(f"--recipe {recipe}: unknown; there are {', '.join(RECIPES)}")
+    return RECIPES[recipe]()

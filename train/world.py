@@ -57,14 +57,12 @@ def find_world(config: TrainConfig) -> World | None:
     elastic = "TORCHELASTIC_RUN_ID" in os.environ
     if not elastic and (config.nproc > 1 or config.nnodes > 1):
         return None
-    for launcher, names in _LAUNCHERS.items():
-        if all(name in os.environ for name in names[:2]):
-            world = _described(launcher, *(os.environ.get(name) for name in names))
-            break
-    else:
+    launcher = launched_by()
+    if launcher is None:
         if told := [name for name in ("RANK", "WORLD_SIZE") if name in os.environ]:
             raise InputError(f"{told[0]} {os.environ[told[0]]} is exported, and RANK and WORLD_SIZE are not both")
         return None
+    world = _described(launcher, *(os.environ.get(name) for name in _LAUNCHERS[launcher]))
     if elastic and config.nproc not in (1, world.local_size):
         raise InputError(f"--nproc {config.nproc}: the launcher started {world.local_size} processes here")
     port = os.environ.get("MASTER_PORT", "")
@@ -76,9 +74,10 @@ def find_world(config: TrainConfig) -> World | None:
     return world
 
 
-def launched() -> bool:
-    """Whether a launcher, ours or another, started this process."""
-    return any(all(name in os.environ for name in names[:2]) for names in _LAUNCHERS.values())
+def launched_by() -> str | None:
+    """The launcher that started this process (ours speaks as torchrun), None where none did."""
+    found = (launcher for launcher, names in _LAUNCHERS.items() if all(name in os.environ for name in names[:2]))
+    return next(found, None)
 
 
 def _described(launcher: str, *values: str | None) -> World:
