@@ -74,6 +74,7 @@ class LoaderSpec:
     rank: int = 0
     world_size: int = 1
     workers: int = 2
+    max_resolution: int = 224  # the largest side that epochs will be asked for
     device: torch.device = CPU
     channels_last: bool = True
 
@@ -105,13 +106,20 @@ class LoaderSpec:
 
 
 class Loader(Protocol):
-    """Gives this rank's batches of an epoch; a file in `pipeline/loaders/` that defines one is found by name."""
+    """Gives this rank's batches of an epoch; a file in `pipeline/loaders/` that defines one is found by name.
+
+    The processes of a loader, if it has any, are forked when it is made and live until it is closed: make loaders
+    before anything that starts threads, above all before a process group. A forked process takes over the locks that
+    other threads hold at that moment, and nobody ever releases them there. One is CPython's own: the threads of gloo
+    and NCCL take it whenever they let go of a tensor, after each collective, and a worker that Python 3.11 forks then
+    stands still before its first line.
+    """
 
     batches_per_epoch: int
     """Batches of this rank in a whole epoch."""
 
     def epoch(self, epoch: int, resolution: int, start_batch: int = 0) -> Iterator[Batch]:
-        """Batches of one epoch as R x R images, from batch `start_batch` on.
+        """Batches of one epoch as R x R images, R at most the spec's `max_resolution`, from batch `start_batch` on.
 
         Asking for a new epoch ends the one before. Raises InputError naming the file and sample where an image
         cannot be read.

@@ -197,7 +197,7 @@ def measure_parts(
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a DataLoader's worker
-    spec = replace(spec, workers=0)
+    spec = replace(spec, workers=0, max_resolution=resolution)
     wholes, sums = list[float](), list[Sums]()
     try:
         with contextlib.closing(loaders.create(name, spec)) as loader, _clocked(name, spec, resolution) as run:

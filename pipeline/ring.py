@@ -30,15 +30,16 @@ class BatchRing:
     The memory is anonymous: unlike /dev/shm, which containers often limit to 64 MB, it has no size of its own.
     """
 
-    def __init__(self, workers: int, batch_size: int, resolution: int) -> None:
-        self.resolution = resolution  # the largest there is room for
-        count, size = PREFETCH * workers + 1, batch_size * resolution * resolution * 3
+    def __init__(self, workers: int, batch_size: int, max_resolution: int) -> None:
+        count, size = PREFETCH * workers + 1, batch_size * max_resolution * max_resolution * 3
         self._places = np.frombuffer(mmap.mmap(-1, count * size), np.uint8).reshape(count, size)
         self._number = next(_numbers)
         _rings[self._number] = self
 
     def batch(self, number: int, indices: Indices, resolution: int) -> Batch:
         """An empty batch in the place of the epoch's batch `number`. Pickled, only its place is sent."""
+        if len(indices) * resolution * resolution * 3 > self._places.shape[1]:
+            raise ValueError(f"{len(indices)} images of side {resolution}: the loader was made for smaller batches")
         place = number % len(self._places)
         labels = np.empty(len(indices), np.int64)
         batch = _Placed(self._images(place, len(indices), resolution), *map(torch.from_numpy, (labels, indices)))

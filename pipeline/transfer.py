@@ -3,6 +3,7 @@
 from collections.abc import Generator, Iterator
 
 import torch
+from torch import Tensor
 
 from pipeline.contract import Batch, LoaderSpec
 
@@ -35,10 +36,15 @@ def _copied_ahead(batches: Iterator[Batch], device: torch.device) -> Generator[B
 
 
 def _moved(host: Batch, device: torch.device) -> Batch:
-    """The images travel as they lie in memory, [B, R, R, 3]: not every device has channels_last strides."""
+    """From pinned memory, into which it is copied where the loader does not make it there: from other memory, nothing
+    would be asynchronous. The images travel as they lie, [B, R, R, 3]: not every device has channels_last strides."""
     as_they_lie = host._replace(images=host.images.permute(0, 2, 3, 1))
-    batch = Batch(*(tensor.to(device, non_blocking=True) for tensor in as_they_lie))
+    batch = Batch(*(tensor.to(device, non_blocking=True) for tensor in map(_pinned, as_they_lie)))
     return batch._replace(images=batch.images.permute(0, 3, 1, 2))
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    return tensor.pin_memory() if tensor.device.type == "cpu" else tensor  # itself, if it is so already
 
 
 def _hand_over(batch: Batch, copied: torch.Event, device: torch.device) -> Batch:

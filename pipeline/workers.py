@@ -6,26 +6,31 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.contract import Batch, LoaderSpec
+from pipeline.contract import Batch
 from pipeline.errors import InputError
 from pipeline.ring import PREFETCH
 
 Item = TypeVar("Item")
 
 
-def loader(dataset: Dataset[Batch], spec: LoaderSpec, num_workers: int, **options: Any) -> DataLoader[Batch]:
-    """A DataLoader of whole batches. Its workers are forked: they share what is opened before."""
-    return DataLoader(
+def loader(dataset: Dataset[Batch], num_workers: int, **options: Any) -> DataLoader[Batch]:
+    """A DataLoader of whole batches. Its workers are forked, here and once for all epochs: they share what is opened
+    before. There must be nothing yet that `dataset` or the sampler would give."""
+    made = DataLoader(
         dataset,
         batch_size=None,
         num_workers=num_workers,
         collate_fn=_as_it_is,
-        pin_memory=spec.device.type != "cpu",
+        # Not pin_memory: its thread would be starting while the workers of the next loader are forked, see Loader.
+        persistent_workers=num_workers > 0,
         prefetch_factor=PREFETCH if num_workers else None,
         multiprocessing_context="fork" if num_workers else None,
         generator=torch.Generator(),  # it draws a seed for the workers: not from the model's generator
         **options,
     )
+    if num_workers:
+        iter(made)
+    return made
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -40,8 +45,8 @@ def results(iterator: Iterator[Item]) -> Generator[Item, None, None]:
         raise InputError(str(error).rstrip().rpartition("InputError: ")[2].partition("\n")[0]) from None
 
 
-def end(iterator: object) -> None:
-    """End the worker processes of a DataLoader's iterator, if it has any: as its deletion does, but now."""
-    shut_down = getattr(iterator, "_shutdown_workers", None)
-    if shut_down is not None:
-        shut_down()
+def end(loader: DataLoader[Batch]) -> None:
+    """End a DataLoader's worker processes, if it has any: as its deletion does, but now."""
+    if loader._iterator is not None:
+        loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
+        loader._iterator = None

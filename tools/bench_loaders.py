@@ -200,6 +200,7 @@ def ours(dataset: Path, settings: BenchSettings, name: str, training: bool = Tru
         batch_size=settings.batch_size,
         crop=CropPolicy(training=training),
         workers=settings.workers,
+        max_resolution=RESOLUTION,
     )
     loader = loaders.create(name, spec)
     return lambda epoch: counted(batch.images for batch in loader.epoch(epoch, RESOLUTION))

@@ -113,7 +113,8 @@ def begun(settings: BenchSettings, device: torch.device, run_dir: Path, print_fr
     config, world = settings.training_config(run_dir, print_freq), World()
     info = SplitInfo(samples=settings.steps * settings.batch_size, bytes=0, image_mode="synthetic")
     with Session(config, world, device) as session, StopRequests(world) as stop:
-        session.build_training("synthetic", Split("train", Path("none"), tuple(map(str, range(CLASSES))), info))
+        session.open_training("synthetic", Split("train", Path("none"), tuple(map(str, range(CLASSES))), info))
+        session.build_training()
         session.model.train()
         with RunDirectory(config, world, "synthetic", None, session.position) as directory:
             yield Trainer(session, directory, stop, "synthetic")

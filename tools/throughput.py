@@ -34,7 +34,7 @@ from train.device import configure_math, select, synchronize
 from train.launch import launch, work
 from train.metrics import WARMUP_STEPS
 from train.session import Session, open_data
-from train.world import World, finalize, find_world, initialize, same_on_all
+from train.world import World, finalize, find_world, joining, meet, same_on_all
 
 AXES = ("workers", "batch_size", "resolution", "nproc")
 """Settings that a sweep changes."""
@@ -135,17 +135,18 @@ def _measure(config: TrainConfig, options: Options, world: World) -> Profile | N
     """As one process of `world`; rank 0 returns what was measured."""
     device = select(config.device, world.local_rank, world.local_size)
     configure_math(deterministic=False)
-    initialize(world, device, config.rdzv_timeout)
+    store = meet(world, config.rdzv_timeout)
     with Session(config, world, device) as session:
+        with joining(world, device, store):
+            session.open_training(config.loader, open_data(config, "train"))
+        session.build_training()
         made = _measure_all(session, options)
     finalize(world)
     return made if world.is_main else None
 
 
 def _measure_all(session: Session, options: Options) -> Profile:
-    config, windows = session.config, options.windows
-    split = open_data(config, "train")
-    session.build_training(config.loader, split)
+    config, windows, split = session.config, options.windows, session.training_split
     session.model.train()
     clock, spec = StepClock(session), session.loader_spec(split, training=True)
     files = page_cache.files_of(split) if options.cold else None
@@ -328,7 +329,7 @@ def _ignore(batch: Batch) -> None:
 
 
 class _HostBatches:
-    """One batch in host memory, pinned as loaders' are, copied to the device again and again."""
+    """One batch in pinned memory, copied to the device again and again."""
 
     batches_per_epoch = 1 << 20
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 import models
 from pipeline import loaders
@@ -20,7 +21,7 @@ from train.run_directory import EarlyLines, RunDirectory
 from train.session import Session, batch_too_large, has_validation, open_data
 from train.stopping import Stopped, StopRequests
 from train.trainer import Trainer, evaluation_bar
-from train.world import World, finalize, initialize
+from train.world import World, finalize, joining, meet
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,8 @@ def check(config: TrainConfig) -> None:
     """Find wrong input before any process is started. Raises InputError."""
     require(config.device, config.nproc)
     split = open_data(config, "val" if config.evaluate else "train")
-    for path in (config.evaluate, config.resume if config.resume != "auto" else None):
+    first = config.resume if config.resume != "auto" and not resume.was_restarted() else None
+    for path in (config.evaluate, first):
         if path and not Path(path).is_file():
             raise InputError(f"{path}: no such checkpoint")
     for flag in ("pretrained", "finetune"):
@@ -66,15 +68,14 @@ def check_resolutions(config: TrainConfig) -> None:
 def run(config: TrainConfig, world: World) -> dict[str, Any] | None:
     """Train or evaluate as one process of `world`. Returns the result on the main rank."""
     with EarlyLines():
-        config = resume.as_restarted(config)
         check(config)
         device = select(config.device, world.local_rank, world.local_size)
         if config.sync_bn and device.type == "cpu":
             raise InputError("--sync-bn: PyTorch has it for accelerators only; leave it out with --device cpu")
         configure_math(config.deterministic)
-        initialize(world, device, config.rdzv_timeout)
+        store = meet(world, config.rdzv_timeout)
         try:
-            result = evaluate(config, world, device) if config.evaluate else train(config, world, device)
+            result = (evaluate if config.evaluate else train)(config, world, device, store)
         except Stopped:
             finalize(world)
             raise
@@ -82,16 +83,19 @@ def run(config: TrainConfig, world: World) -> dict[str, Any] | None:
         return result if world.is_main else None
 
 
-def train(config: TrainConfig, world: World, device: torch.device) -> dict[str, Any]:
+def train(config: TrainConfig, world: World, device: torch.device, store: dist.Store | None) -> dict[str, Any]:
     """A whole run, from its first epoch or from a checkpoint. Returns the result. Raises Stopped."""
     split = open_data(config, "train")
     loader_name = choose_loader(config, world, split)
-    resumed = resume.find(config, world)
+    resumed = resume.find(config, world, store)
     if resumed:
         config = resume.adapted(config, resumed, world)
     with StopRequests(world) as stop, Session(config, world, device) as session:
-        session.build_training(loader_name, split)
-        open_validation(session, loader_name)
+        with joining(world, device, store):
+            session.open_training(loader_name, split)
+            open_validation(session, loader_name)
+        stop.connect()
+        session.build_training()
         if resumed:
             session.load_state(resumed.state, resumed.path)
             resumed.state.clear()
@@ -124,7 +128,7 @@ def announce(session: Session, loader_name: str, run_dir: Path, resumed: resume.
         log.info("resumed from %s: epoch %d, batch %d", resumed.path, position.epoch, position.batch)
 
 
-def evaluate(config: TrainConfig, world: World, device: torch.device) -> dict[str, Any]:
+def evaluate(config: TrainConfig, world: World, device: torch.device, store: dist.Store | None) -> dict[str, Any]:
     """The --evaluate command. Returns the result; images/s counts the evaluation from first to last image."""
     started, path = time.perf_counter(), config.evaluate
     assert path is not None
@@ -134,9 +138,10 @@ def evaluate(config: TrainConfig, world: World, device: torch.device) -> dict[st
     split = open_data(config, "val")
     loader_name = choose_loader(config, world, split)
     with Session(config, world, device) as session:
+        with joining(world, device, store):
+            open_validation(session, loader_name)
         session.build_model(len(split.classes))
         session.load_for_evaluation(state, path)
-        open_validation(session, loader_name)
         evaluation_started = time.perf_counter()
         evaluation = session.evaluate(lambda batches: evaluation_bar(batches, session))
     images_per_s = evaluation["images"] / (time.perf_counter() - evaluation_started)
@@ -173,6 +178,4 @@ def open_validation(session: Session, loader_name: str) -> None:
         if session.world.is_main:
             log.info("%s has no validation split: nothing is evaluated", session.config.data)
         return
-    split = open_data(session.config, "val")
-    session.validation = session.open_loader(loader_name, split, training=False)
-    session.validation_samples = split.num_samples
+    session.open_validation(loader_name, open_data(session.config, "val"))

@@ -6,11 +6,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from pipeline.errors import InputError
 from train import checkpoint
 from train.checkpoint import State
 from train.config import TrainConfig
-from train.world import World, same_on_all
+from train.world import World, told_by_main
 
 log = logging.getLogger(__name__)
 
@@ -34,32 +36,27 @@ class Resumed:
     state: State
 
 
-def as_restarted(config: TrainConfig) -> TrainConfig:
-    """`config`, or where the launcher restarted this process after a failure, the same going on from the newest
-    checkpoint. Raises InputError where nobody said in which directory that is."""
-    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    if restarts == 0 or config.evaluate or config.performance:
-        return config
-    if config.run_dir is None:
-        raise InputError("a run that is to be restarted needs --run-dir, where its checkpoints are found again")
-    if config.resume and not checkpoint.existing(config.run_dir):
-        return config
-    return dataclasses.replace(config, resume="auto")
+def was_restarted() -> bool:
+    """Whether the launcher, ours or torchrun, started this process after a failure of the run."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
-def find(config: TrainConfig, world: World) -> Resumed | None:
-    """What --resume means, the same on every rank. Raises InputError. A collective call."""
-    if config.resume is None:
+def find(config: TrainConfig, world: World, store: dist.Store | None) -> Resumed | None:
+    """What --resume means, the same on every rank; after a restart the newest checkpoint, if there is one. Raises
+    InputError. Every rank calls it."""
+    if config.performance is not None or (config.resume is None and not was_restarted()):
         return None
-    if config.resume != "auto":
-        path = Path(config.resume)
-        return Resumed(path, checkpoint.load(path))
-    assert config.run_dir is not None
-    found = checkpoint.newest_sound(config.run_dir) if world.is_main else None
-    newest = same_on_all(found[0] if found else None, world)
-    if newest is None:
+    if config.resume in (None, "auto") or was_restarted():
+        if config.run_dir is None:
+            raise InputError("a run that is to be restarted needs --run-dir, where its checkpoints are found again")
+        # One rank looks: while the ranks of several machines are restarted, one by one, a checkpoint may appear.
+        found = checkpoint.newest_sound(config.run_dir) if world.is_main else None
+        if newest := told_by_main(str(found[0]) if found else "", world, store):
+            return Resumed(*found) if found else Resumed(Path(newest), checkpoint.load(Path(newest)))
+    if config.resume in (None, "auto"):
         return None
-    return Resumed(*found) if found else Resumed(newest, checkpoint.load(newest))
+    path = Path(config.resume)
+    return Resumed(path, checkpoint.load(path))
 
 
 def adapted(config: TrainConfig, resumed: Resumed, world: World) -> TrainConfig:

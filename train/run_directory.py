@@ -20,7 +20,7 @@ from train import checkpoint
 from train.config import PROCESSES, TrainConfig
 from train.device import device_name
 from train.metrics import RunWriter, plot_curves
-from train.resume import Resumed
+from train.resume import Resumed, was_restarted
 from train.session import Position
 from train.trace import StepTrace
 from train.world import World, same_on_all
@@ -89,7 +89,7 @@ class RunDirectory:
 
     def _refuse_other_run(self, path: Path) -> None:
         holds_run = (path / "config.json").exists() or checkpoint.existing(path)
-        if not holds_run or self._config.resume == "auto":
+        if not holds_run or self._config.resume == "auto" or was_restarted():
             return
         if self._resumed is None:
             raise InputError(f"--run-dir {path}: holds a run; add --resume auto or choose another")

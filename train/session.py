@@ -110,7 +110,8 @@ class Session:
 
     def open_loader(self, loader_name: str, split: Split, training: bool) -> Loader:
         """A loader of this rank over a split; it is closed with the session."""
-        loader = loaders.create(loader_name, self.loader_spec(split, training))
+        with shielded():
+            loader = loaders.create(loader_name, self.loader_spec(split, training))
         self._open.callback(loader.close)
         return loader
 
@@ -126,6 +127,7 @@ class Session:
             rank=world.rank,
             world_size=world.size,
             workers=max(1, cores // world.local_size) if config.workers is None else config.workers,
+            max_resolution=max([self.resolution, *config.training_sides.values()]),
             device=self.device,
             channels_last=self.channels_last,
         )
@@ -172,14 +174,22 @@ class Session:
             # BatchNorm statistics are sent from rank 0 when they are used, not at every step.
             return DistributedDataParallel(self.plain_model, broadcast_buffers=False)
 
-    def build_training(self, loader_name: str, split: Split) -> None:
-        """The training loader, the model and what optimises it."""
-        config = self.config
+    def open_training(self, loader_name: str, split: Split) -> None:
+        """The training loader. Before the process group, as every loader."""
         self.training_split, self.training = split, self.open_loader(loader_name, split, training=True)
-        self.steps_per_epoch = self.training.batches_per_epoch // config.accumulate
+        self.steps_per_epoch = self.training.batches_per_epoch // self.config.accumulate
         if self.steps_per_epoch == 0:
-            raise batch_too_large(config, self.global_batch, split)
-        self.build_model(len(split.classes))
+            raise batch_too_large(self.config, self.global_batch, split)
+
+    def open_validation(self, loader_name: str, split: Split) -> None:
+        """The validation loader. Likewise."""
+        self.validation = self.open_loader(loader_name, split, training=False)
+        self.validation_samples = split.num_samples
+
+    def build_training(self) -> None:
+        """The model for what `open_training` opened, and what optimises it. A collective call."""
+        config = self.config
+        self.build_model(len(self.training_split.classes))
         self.optimizer = optim.build_optimizer(config, self.plain_model, self.global_batch)
         self.scheduler = optim.build_scheduler(config, self.optimizer, self.steps_per_epoch)
         self.scaler = optim.build_scaler(config, self.device)
@@ -217,8 +227,7 @@ class Session:
     def training_batches(self) -> Iterator[Batch]:
         """The rest of the present epoch: whole global batches."""
         done, accumulate = self.position.batch, self.config.accumulate
-        with shielded():
-            batches = self.training.epoch(self.position.epoch, self.training_resolution, done * accumulate)
+        batches = self.training.epoch(self.position.epoch, self.training_resolution, done * accumulate)
         return itertools.islice(batches, (self.steps_per_epoch - done) * accumulate)
 
     def train_step(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -295,8 +304,7 @@ class Session:
         was_training = model.training
         model.eval()
         totals = Totals(self.device)
-        with shielded():
-            batches = self.validation.epoch(0, self.resolution)
+        batches = self.validation.epoch(0, self.resolution)
         with torch.inference_mode(), self._autocast():
             for batch in watch(batches):
                 logits = model(batch.images).float()

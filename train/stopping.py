@@ -31,9 +31,8 @@ class StopRequests:
     """Notes the signals instead of dying. Use as a context manager, which restores what was before."""
 
     def __init__(self, world: World) -> None:
-        self._received = 0
-        # Not the group of the gradients: these few bytes travel beside the device's work, not in its stream.
-        self._group: Any = dist.new_group(backend="gloo") if world.size > 1 else None
+        self._world, self._received = world, 0
+        self._group: Any = None
         self._told: tuple[Any, torch.Tensor] | None = None
 
     def __enter__(self) -> "StopRequests":
@@ -43,6 +42,12 @@ class StopRequests:
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def connect(self) -> None:
+        """From now on `check` asks the other ranks too, where there are any. A collective call."""
+        if self._world.size > 1:
+            # Not the group of the gradients: these few bytes travel beside the device's work, not in its stream.
+            self._group = dist.new_group(backend="gloo")
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._received = number

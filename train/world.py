@@ -1,12 +1,15 @@
 """The processes of a run: which one this is, and how they find each other."""
 
+import contextlib
 import os
 import re
 import socket
+import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import psutil
 import torch
@@ -111,11 +114,12 @@ def _tasks_of_node(described: str, node: int) -> str | None:
 # Meeting the others
 
 
-def initialize(world: World, device: torch.device, timeout_s: int) -> None:
-    """Join the process group, if there are several processes. Raises InputError where they do not find each other
-    within `timeout_s` seconds."""
+def meet(world: World, timeout_s: int) -> dist.Store | None:
+    """Wait until every process of the run is there; None where there is one. Returns the store that they share, for
+    what they have to tell each other before there is a process group. Raises InputError where they do not find each
+    other within `timeout_s` seconds."""
     if world.size == 1:
-        return
+        return None
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     where = f"MASTER_ADDR {address}, MASTER_PORT {port}"
     if "TORCHELASTIC_RUN_ID" not in os.environ:
@@ -130,8 +134,55 @@ def initialize(world: World, device: torch.device, timeout_s: int) -> None:
             f"{where}: {world.size} processes did not meet there within --rdzv-timeout {timeout_s} s "
             f"({first_line(error)})"
         ) from None
+    store.set_timeout(dist.default_pg_timeout)
+    return store
+
+
+def told_by_main(value: str, world: World, store: dist.Store | None) -> str:
+    """Rank 0's value on every rank, once in a run, before there is a process group. SystemExit where it fails."""
+    if store is None:
+        return value
+    if world.is_main:
+        store.set("told by rank 0", value)
+        return value
+    return _told(store, "told by rank 0", 0).decode()
+
+
+def _told(store: dist.Store, key: str, rank: int) -> bytes:
+    """What a rank has put into the store, which ends with the process of rank 0 where no launcher keeps it."""
+    try:
+        return bytes(store.get(key))
+    except dist.DistError:
+        _leave_to(rank)
+
+
+def _leave_to(rank: int) -> NoReturn:
+    time.sleep(1)  # a launcher ends this process meanwhile, and tells of the other
+    sys.exit(f"error: rank {rank} could not begin; what it said tells why")
+
+
+@contextlib.contextmanager
+def joining(world: World, device: torch.device, store: dist.Store | None) -> Iterator[None]:
+    """Join the process group at the end of this block, if there are several processes.
+
+    In it, each does what it has to do before, and so alone: fork the processes of its loaders, above all, because the
+    group has threads. SystemExit where another process failed at that: one that waited for it would wait long.
+    """
+    if store is None:
+        yield
+        return
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(dist.DistError):
+            store.set(f"rank {world.rank}", "failed")
+        raise
+    store.set(f"rank {world.rank}", "ready")
+    for rank in range(world.size):
+        if _told(store, f"rank {rank}", rank) != b"ready":
+            _leave_to(rank)
     # Gloo, which groups may use beside any device, listens where the machine's own name points: often the loopback.
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface_towards(address))
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface_towards(os.environ["MASTER_ADDR"]))
     dist.init_process_group(
         DEVICE_TYPES[device.type].backend,
         store=store,

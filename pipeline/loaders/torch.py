@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from pipeline import workers
 from pipeline.contract import Batch, Loader, LoaderSpec
@@ -18,8 +18,7 @@ Request = tuple[int, int, int, Indices]
 
 
 class BatchDataset(Dataset[Batch]):
-    """Makes the batch that is asked for. Workers get a new epoch with the request itself, so they live as long as
-    the ring has room for the resolution."""
+    """Makes the batch that is asked for. Workers get a new epoch with the request itself."""
 
     def __init__(self, spec: LoaderSpec, ring: BatchRing) -> None:
         self._samples, self._policy, self._seed, self._ring = spec.split.samples, spec.crop, spec.seed, ring
@@ -51,27 +50,16 @@ class TorchLoader:
         self._spec, self._plan, self._requests = spec, spec.plan, _Requests()
         self._samples = spec.split.samples  # opened here, so that a damaged file is named before the first step
         self.batches_per_epoch = self._plan.batches_per_epoch
-        self._ring: BatchRing | None = None
-        self._loader: DataLoader[Batch] | None = None
+        dataset = BatchDataset(spec, BatchRing(spec.workers, spec.batch_size, spec.max_resolution))
+        self._loader = workers.loader(dataset, spec.workers, sampler=self._requests)
 
     def epoch(self, epoch: int, resolution: int, start_batch: int = 0) -> Iterator[Batch]:
-        if self._ring is None or self._ring.resolution < resolution or self._loader is None:
-            self.close()
-            self._ring = BatchRing(self._spec.workers, self._spec.batch_size, resolution)
-            self._loader = workers.loader(
-                BatchDataset(self._spec, self._ring),
-                self._spec,
-                self._spec.workers,
-                sampler=self._requests,
-                persistent_workers=self._spec.workers > 0,
-            )
         batches = enumerate(self._plan.batches(epoch, start_batch))
         self._requests.upcoming = ((epoch, resolution, number, indices) for number, indices in batches)
         return to_device(workers.results(iter(self._loader)), self._spec)
 
     def close(self) -> None:
-        workers.end(getattr(self._loader, "_iterator", None))  # where it keeps persistent workers
-        self._loader = self._ring = None
+        workers.end(self._loader)
 
 
 def create(spec: LoaderSpec) -> Loader:

@@ -6,10 +6,11 @@ webdataset's own stages read the stream, group the files of a sample, map them t
 """
 
 import io
+import mmap
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,23 +31,53 @@ from pipeline.transfer import to_device
 READS = ("webdataset", "remote")
 
 
-def batch_streams(spec: LoaderSpec, epoch: int, start_batch: int) -> Iterator[dict[str, Any]]:
+class Request(NamedTuple):
+    """What the stages are to make: the arguments of `Loader.epoch`."""
+
+    epoch: int
+    resolution: int
+    start_batch: int
+
+
+class SharedRequest:
+    """The present one, in memory that the loader shares with its workers: a pipeline is made once for all epochs.
+
+    A worker begins an epoch when the DataLoader tells it so, which is after `set`. Whatever it has made of the one
+    before, or of half of each, the DataLoader drops.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self._values = np.frombuffer(mmap.mmap(-1, 8 * len(request)), np.int64)
+        self.set(request)
+
+    def set(self, request: Request) -> None:
+        """To be read by epochs that begin from now on."""
+        self._values[:] = request
+
+    def get(self) -> Request:
+        """The one set last."""
+        return Request(*self._values.tolist())
+
+
+def batch_streams(spec: LoaderSpec, shared: SharedRequest) -> Iterator[dict[str, Any]]:
     """The first stage: this worker's batches, each as a tar stream. Worker w of W makes batches w, w + W, ..."""
     first, step = _my_share()
-    shards = spec.split.shards
-    for indices in islice(spec.plan.batches(epoch, start_batch), first, None, step):
+    shards, request = spec.split.shards, shared.get()
+    for indices in islice(spec.plan.batches(request.epoch, request.start_batch), first, None, step):
         stream = io.BytesIO(b"".join(map(shards.read_members, indices.tolist())))
         yield {"url": str(spec.split.path), "stream": stream}
 
 
 def load_batches(
-    spec: LoaderSpec, ring: BatchRing, epoch: int, resolution: int, batches: Iterator[list[dict[str, Any]]]
+    spec: LoaderSpec, ring: BatchRing, shared: SharedRequest, batches: Iterator[list[dict[str, Any]]]
 ) -> Iterator[Batch]:
     """The last stage: this worker's batches, from the samples that webdataset grouped."""
     first, step = _my_share()
+    request = shared.get()
     for number, samples in enumerate(batches):
         indices = np.array([position_of(spec, sample) for sample in samples], np.int64)
-        yield load_batch(spec, epoch, samples, ring.batch(first + number * step, indices, resolution))
+        batch = ring.batch(first + number * step, indices, request.resolution)
+        yield load_batch(spec, request.epoch, samples, batch)
 
 
 def load_batch(spec: LoaderSpec, epoch: int, samples: list[dict[str, Any]], batch: Batch) -> Batch:
@@ -120,26 +151,27 @@ class LaneReader:
         return self._buffer.pop(position)
 
 
-def streamed_parts(spec: LoaderSpec, epoch: int, start_batch: int) -> Iterator[list[dict[str, Any]]]:
+def streamed_parts(spec: LoaderSpec, shared: SharedRequest) -> Iterator[list[dict[str, Any]]]:
     """The first stage of a stream: of each batch, the samples in this worker's lanes. So every worker reads
     shards of its own, and a batch holds the same samples for any number of workers."""
     first, step = _my_share()
-    plan = spec.stream_plan
-    batches = list(plan.batches(epoch, start_batch))
+    plan, request = spec.stream_plan, shared.get()
+    batches = list(plan.batches(request.epoch, request.start_batch))
     wanted = np.zeros(spec.split.num_samples, np.bool_)
     lane_of = np.full(spec.split.num_samples, -1, np.int16)
     for batch in batches:
         wanted[batch] = True
     readers = {}
-    for number, lane in list(enumerate(plan.lanes(epoch)))[first::step]:
+    for number, lane in list(enumerate(plan.lanes(request.epoch)))[first::step]:
         lane_of[lane] = number
         readers[number] = LaneReader(spec, lane[wanted[lane]])
     for batch in batches:
         yield [readers[lane_of[index]].take(int(index)) for index in batch if lane_of[index] >= 0]
 
 
-def load_part(spec: LoaderSpec, epoch: int, resolution: int, samples: list[dict[str, Any]]) -> Batch:
+def load_part(spec: LoaderSpec, shared: SharedRequest, samples: list[dict[str, Any]]) -> Batch:
     """A worker's part of a batch, possibly empty."""
+    epoch, resolution, _ = shared.get()
     images = torch.empty(len(samples), resolution, resolution, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
     indices = torch.tensor([position_of(spec, sample) for sample in samples], dtype=torch.int64)
     return load_batch(spec, epoch, samples, Batch(images, torch.empty_like(indices), indices))
@@ -155,47 +187,43 @@ def joined(parts: Iterator[Batch], batches: Iterator[Indices], workers: int) -> 
 
 
 class WebDatasetLoader:
-    """A webdataset pipeline for each epoch, in a DataLoader's workers."""
+    """A webdataset pipeline in a DataLoader's workers, iterated anew for each epoch."""
 
     def __init__(self, spec: LoaderSpec) -> None:
         self._spec = spec
-        self._shards = spec.split.remote if spec.split.url else spec.split.shards  # opened once for all workers
         self.batches_per_epoch = spec.plan.batches_per_epoch
-        self._iterator: Iterator[Batch] | None = None
-        self._ring: BatchRing | None = None
+        self._shared = SharedRequest(Request(0, 0, start_batch=self.batches_per_epoch))  # nothing, until `epoch`
+        stages, num_workers = self._streamed() if spec.split.url else self._local()
+        # webdataset's WebLoader is this DataLoader behind a generator, out of whose reach `close` ends the workers.
+        self._loader = workers.loader(webdataset.DataPipeline(*stages), num_workers)
+
+    def _local(self) -> tuple[list[Any], int]:
+        """The stages, and in how many workers: each makes whole batches."""
+        spec = self._spec
+        _ = spec.split.shards  # opened here, once for all workers
+        ring = BatchRing(spec.workers, spec.batch_size, spec.max_resolution)
+        stages = [partial(batch_streams, spec, self._shared), tar_file_expander, group_by_keys]
+        stages += [webdataset.batched(spec.batch_size, collation_fn=None, partial=True)]
+        stages += [partial(load_batches, spec, ring, self._shared)]
+        return stages, spec.workers
+
+    def _streamed(self) -> tuple[list[Any], int]:
+        """The same where each makes its part of every batch."""
+        spec = self._spec
+        stages: list[Any] = [partial(streamed_parts, spec, self._shared)]
+        stages += [webdataset.map(partial(load_part, spec, self._shared))]
+        return stages, min(spec.workers, len(spec.stream_plan.my_lanes))
 
     def epoch(self, epoch: int, resolution: int, start_batch: int = 0) -> Iterator[Batch]:
-        self.close()
-        if start_batch >= self.batches_per_epoch:
-            return iter(())
         spec = self._spec
+        self._shared.set(Request(epoch, resolution, start_batch))
+        batches: Iterator[Batch] = workers.results(iter(self._loader))
         if spec.split.url:
-            return to_device(self._streamed(epoch, resolution, start_batch), spec)
-        if self._ring is None or self._ring.resolution < resolution:
-            self._ring = BatchRing(spec.workers, spec.batch_size, resolution)
-        stages = [partial(batch_streams, spec, epoch, start_batch), tar_file_expander, group_by_keys]
-        stages += [webdataset.batched(spec.batch_size, collation_fn=None, partial=True)]
-        stages += [partial(load_batches, spec, self._ring, epoch, resolution)]
-        return to_device(self._loaded(stages, spec.workers), spec)
-
-    def _streamed(self, epoch: int, resolution: int, start_batch: int) -> Iterator[Batch]:
-        spec = self._spec
-        num_workers = min(spec.workers, len(spec.stream_plan.my_lanes))
-        stages: list[Any] = [partial(streamed_parts, spec, epoch, start_batch)]
-        stages += [webdataset.map(partial(load_part, spec, epoch, resolution))]
-        return joined(self._loaded(stages, num_workers), spec.plan.batches(epoch, start_batch), max(1, num_workers))
-
-    def _loaded(self, stages: list[Any], num_workers: int) -> Iterator[Batch]:
-        """What a webdataset pipeline gives, made by worker processes.
-
-        webdataset's WebLoader is this DataLoader behind a generator, out of whose reach `close` ends the workers.
-        """
-        self._iterator = iter(workers.loader(webdataset.DataPipeline(*stages), self._spec, num_workers))
-        return workers.results(self._iterator)
+            batches = joined(batches, spec.plan.batches(epoch, start_batch), max(1, self._loader.num_workers))
+        return to_device(batches, spec)
 
     def close(self) -> None:
-        workers.end(self._iterator)
-        self._iterator = None
+        workers.end(self._loader)
 
 
 def create(spec: LoaderSpec) -> Loader:

@@ -75,7 +75,8 @@ def test_a_step_never_waits_for_the_device(amp: str) -> None:
     )  # fmt: skip
     device = torch.device("cuda", 0)
     with Session(config, World(), device) as session:
-        session.build_training("synthetic", split)
+        session.open_training("synthetic", split)
+        session.build_training()
         totals = Totals(device)
         batches = session.training_batches()
         for _ in range(3):  # the first steps allocate

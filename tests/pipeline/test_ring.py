@@ -9,8 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from pipeline import workers
-from pipeline.contract import Batch, CropPolicy, LoaderSpec
-from pipeline.dataset import Split
+from pipeline.contract import Batch
 from pipeline.ring import PREFETCH, BatchRing
 
 RESOLUTION = 4
@@ -34,9 +33,8 @@ class Numbered(Dataset[Batch]):
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2, 3])
 def test_a_batch_stays_as_it_is_until_the_next_is_asked_for(num_workers: int) -> None:
-    spec = LoaderSpec(split=Split.__new__(Split), batch_size=3, crop=CropPolicy(training=True))
     dataset = Numbered(BatchRing(num_workers, 3, RESOLUTION))
-    for number, batch in enumerate(workers.loader(dataset, spec, num_workers)):
+    for number, batch in enumerate(workers.loader(dataset, num_workers)):
         if number % 10 == 0:
             time.sleep(0.05)  # the workers make what they may
         assert batch.images.shape == (2 + number % 2, 3, RESOLUTION, RESOLUTION)

@@ -20,7 +20,8 @@ def session(dataset: Path) -> Iterator[Session]:
         data=str(dataset), model="torchvision/squeezenet1_1", loader="synthetic", batch_size=4, resolution=32
     )
     with Session(config, World(), torch.device("cpu")) as made:
-        made.build_training("synthetic", open_data(config, "train"))
+        made.open_training("synthetic", open_data(config, "train"))
+        made.build_training()
         made.model.train()
         yield made
 
@@ -59,7 +60,7 @@ def test_marks_change_nothing_of_the_training(session: Session, dataset: Path) -
     before = [parameter.detach().clone() for parameter in session.model.parameters()]
     session.train_step(batch)
     plain = [parameter.detach().clone() for parameter in session.model.parameters()]
-    session.build_training("synthetic", open_data(session.config, "train"))
+    session.build_training()
     session.model.train()
     session.position = Position()  # from which follows what is random
     clock = StepClock(session)

@@ -4,11 +4,13 @@ The processes are forked from one that has imported everything (warm.py), which 
 """
 
 import contextlib
+import faulthandler
 import multiprocessing
 import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -17,8 +19,12 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 import torch
+import torch.distributed as dist
+from scripts import abort
 
+from pipeline import loaders
 from pipeline.cli import run_command
+from pipeline.errors import InputError
 from train import recipes
 from train.config import TrainConfig
 from train.run import main
@@ -36,7 +42,7 @@ class Accident(NamedTuple):
 
 def run_process(arguments: Sequence[object], log: Path, accident: Accident | None = None) -> int:
     """Run train/run.py in a process, its output in the file `log`. Returns the exit code, -N for death by signal N."""
-    return _exit_code(_start(arguments, log, accident, {}), log)
+    return _exit_codes([_start(arguments, log, accident, {})], log)[0]
 
 
 def run_ranks(size: int, arguments: Sequence[object], log: Path, accident: Accident | None = None) -> list[int]:
@@ -48,7 +54,7 @@ def run_ranks(size: int, arguments: Sequence[object], log: Path, accident: Accid
         _start(arguments, log, accident if rank == last else None, {**environment, "RANK": str(rank)})
         for rank in range(size)
     ]
-    return [_exit_code(process, log) for process in processes]
+    return _exit_codes(processes, log)
 
 
 def free_port() -> int:
@@ -71,14 +77,15 @@ def _start(
     return process
 
 
-def _exit_code(process: BaseProcess, log: Path) -> int:
-    process.join(SECONDS)
-    alive = process.is_alive()
-    process.kill()
-    process.join()
-    assert not alive, f"not done after {SECONDS} s: {log.read_text()}"
-    assert process.exitcode is not None
-    return process.exitcode
+def _exit_codes(processes: Sequence[BaseProcess], log: Path) -> list[int]:
+    end = time.monotonic() + SECONDS
+    for process in processes:
+        process.join(max(0, end - time.monotonic()))
+    if alive := [process.pid for process in processes if process.pid is not None and process.is_alive()]:
+        for pid in alive:
+            abort(pid)
+        raise AssertionError(f"{len(alive)} not done after {SECONDS} s: {log.read_text()}")
+    return [process.exitcode for process in processes if process.exitcode is not None]
 
 
 def _train(arguments: list[str], log: Path, accident: Accident | None, environment: dict[str, str]) -> None:
@@ -88,6 +95,7 @@ def _train(arguments: list[str], log: Path, accident: Accident | None, environme
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    faulthandler.enable()
     torch.set_num_threads(1)  # small networks are faster so, and other processes of the machine disturb less
     if accident:
         ACCIDENTS[accident.moment](accident.count)
@@ -177,6 +185,18 @@ def _kill_worker(count: int) -> None:
     _at(torch.amp.GradScaler, "update", count, kill)
 
 
+def _while_opening(count: int) -> None:
+    def refuse(*_: object) -> None:
+        raise InputError("--data: not here")
+
+    _at(loaders, "create", count, refuse, after=False)
+
+
+def _at_a_fork(count: int) -> None:
+    """Where there is a process group, whose threads may hold locks."""
+    os.register_at_fork(before=lambda: _die() if dist.is_initialized() else None)
+
+
 ACCIDENTS: dict[str, Callable[[int], None]] = {
     "step": _in_a_step,
     "evaluation": _in_an_evaluation(signal.SIGKILL),
@@ -187,4 +207,6 @@ ACCIDENTS: dict[str, Callable[[int], None]] = {
     "SIGUSR1": _signal(signal.SIGUSR1),
     "group": _signal_group,
     "worker": _kill_worker,
+    "fork": _at_a_fork,
+    "opening": _while_opening,
 }

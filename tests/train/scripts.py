@@ -1,7 +1,9 @@
 """train/run.py in processes of its own."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -9,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -22,19 +25,41 @@ def start(
 ) -> subprocess.Popen[str]:
     """Start train/run.py; its output goes to pipes."""
     words = [*launcher, str(ROOT / "train" / "run.py"), *map(str, arguments)]
-    variables = {**os.environ, **(environment or {})}
+    variables = {**os.environ, "PYTHONFAULTHANDLER": "1", **(environment or {})}
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=variables)
 
 
 def finish(process: subprocess.Popen[str], timeout: float = 120) -> subprocess.CompletedProcess[str]:
     """Wait for its end. Fails, having killed it, if that does not come."""
+    return finish_all(process, timeout=timeout)[0]
+
+
+def finish_all(*processes: subprocess.Popen[str], timeout: float = 120) -> list[subprocess.CompletedProcess[str]]:
+    """The same for several. A failure shows what each has said and where each of its processes stands."""
+    end = time.monotonic() + timeout
     try:
-        output, errors = process.communicate(timeout=timeout)
+        told = [process.communicate(timeout=max(0, end - time.monotonic())) for process in processes]
     except subprocess.TimeoutExpired:
-        process.kill()  # and with a launcher its processes
-        output, errors = process.communicate()
+        for process in processes:
+            abort(process.pid)
+        errors = "\n\n".join(process.communicate()[1] for process in processes)
         raise AssertionError(f"not done after {timeout} s:\n{errors}") from None
-    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+    return [
+        subprocess.CompletedProcess(process.args, process.returncode, *each)
+        for process, each in zip(processes, told, strict=True)
+    ]
+
+
+def abort(pid: int) -> None:
+    """End a process and those that it started; where faulthandler is on, each prints the stacks of its threads."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGABRT)
+            psutil.wait_procs([process], timeout=3)
+        for process in psutil.wait_procs(family, timeout=3)[1]:
+            process.kill()
 
 
 def result_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from processes import free_port, run_ranks
+from processes import Accident, free_port, run_ranks
 from scripts import ROOT, SMALL, finish, result_of, start, wait_until, weights
 
 from pipeline.errors import InputError
@@ -71,6 +71,35 @@ def test_a_killed_rank_is_restarted_from_the_last_checkpoint(dataset: Path, tmp_
         assert "Traceback" not in done.stderr
     for name, expected in weights(whole).items():
         assert torch.equal(weights(parts)[name], expected), name
+
+
+def test_nothing_is_forked_beside_a_process_group(dataset: Path, tmp_path: Path) -> None:
+    """Its threads hold locks now and then, that of CPython's threads too; a process that is forked then hangs."""
+    log, run_dir = tmp_path / "log", tmp_path / "run"
+    flags = ["--data", dataset, *SMALL, "--batch-size", 2]
+    training = [*flags, "--epochs", 2, "--progressive-resize", "0:24", "1:40", "--run-dir", run_dir]
+    fork = Accident("fork", 1)
+    assert run_ranks(2, training, log, fork) == [0, 0], log.read_text()
+    assert run_ranks(2, [*training, "--epochs", 3, "--resume", "auto"], log, fork) == [0, 0], log.read_text()
+    evaluation = [*flags, "--evaluate", run_dir / "checkpoints" / "best.pt"]
+    assert run_ranks(2, evaluation, log, fork) == [0, 0], log.read_text()
+
+
+def test_nobody_waits_for_a_rank_that_cannot_begin(dataset: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    flags = ["--data", dataset, *SMALL, "--batch-size", 2, "--run-dir", tmp_path / "run"]
+    assert run_ranks(2, flags, log, Accident("opening", 2)) == [1, 2], log.read_text()
+    assert sorted(log.read_text().splitlines()) == [
+        "error: --data: not here", "error: rank 1 could not begin; what it said tells why"
+    ]  # fmt: skip
+    # Rank 0 alone looks for checkpoints, and finds half of one.
+    damaged = tmp_path / "run" / "checkpoints" / "step-00000002.pt"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(b"PK")
+    log.write_text("")
+    assert run_ranks(2, [*flags, "--resume", "auto"], log) == [2, 1], log.read_text()
+    assert "error: rank 0 could not begin; what it said tells why" in log.read_text().splitlines()
+    assert "Traceback" not in log.read_text()
 
 
 def test_the_first_failing_rank_is_shown_once(dataset: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 from processes import run_ranks
-from scripts import SMALL, finish, result_of, start, wait_until, weights
+from scripts import SMALL, finish, finish_all, result_of, start, wait_until, weights
 
 Hosts = tuple[list[str], list[str]]
 """What a command starts with to run on each of them."""
@@ -62,7 +62,7 @@ def common(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
 def test_two_machines_train_as_one_with_as_many_processes(hosts: Hosts, common: list[object], tmp_path: Path) -> None:
     log = tmp_path / "log"
     assert run_ranks(2, [*common, "--run-dir", tmp_path / "one", "--log-indices"], log) == [0, 0], log.read_text()
-    first, second = map(finish, start_both(hosts, *common, "--run-dir", tmp_path / "two", "--log-indices"))
+    first, second = finish_all(*start_both(hosts, *common, "--run-dir", tmp_path / "two", "--log-indices"))
     assert result_of(first)["evaluated"] == 19
     assert (second.returncode, second.stdout) == (0, "")
     for rank in range(2):
@@ -75,7 +75,7 @@ def test_two_machines_train_as_one_with_as_many_processes(hosts: Hosts, common: 
     both = start_both(hosts, *common, "--run-dir", tmp_path / "restarted", "--max-restarts", 1)
     wait_until(lambda: any(tmp_path.glob("restarted/checkpoints/*.pt")), both[0])
     psutil.Process(both[1].pid).children()[0].kill()
-    first, second = map(finish, both)
+    first, second = finish_all(*both)
     result_of(first)
     assert "rank 1 was killed by SIGKILL" in second.stderr
     assert "rank 0 lost the connection to another rank: " in first.stderr

@@ -269,7 +269,7 @@ class TestBadInput:
             Session(config, World(size=2), torch.device("cpu")) as session,
             pytest.raises(InputError, match="the global batch of 48 is larger than the 47 training images"),
         ):
-            session.build_training("torch", open_split(dataset, "train"))
+            session.open_training("torch", open_split(dataset, "train"))
 
     @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04" + bytes(100)])
     def test_a_file_that_is_no_checkpoint(

@@ -125,6 +125,27 @@ def test_a_checkpoint_names_the_run_to_go_on_with(
     assert [*copy.parent.iterdir()] == [copy]
 
 
+def test_a_restarted_run_goes_on_where_it_was(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever --resume says: that was its beginning."""
+    run_dir, start = tmp_path / "run", tmp_path / "start.pt"
+    flags = torch_run(dataset, "--run-dir", run_dir, "--log-indices")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    run_dir.mkdir()
+    (run_dir / "config.json").write_text("{}")  # it died before its first checkpoint
+    train(*flags, capsys=capsys)
+    (run_dir / "checkpoints" / "step-00000011.pt").rename(start)
+    shutil.rmtree(run_dir / "checkpoints")
+    train(*flags, "--resume", start, "--epochs", 2, capsys=capsys)
+    assert len(indices(run_dir)) == 22
+    start.unlink()
+    train(*flags, "--resume", start, "--epochs", 3, capsys=capsys)
+    assert len(indices(run_dir)) == 33
+    told = refused_by(*torch_run(dataset, "--resume", start), capsys=capsys)
+    assert told == "error: a run that is to be restarted needs --run-dir, where its checkpoints are found again"
+
+
 @pytest.mark.parametrize("keep", [0, 2000, None])
 def test_a_damaged_checkpoint_is_passed_over_and_said_so(
     dataset: Path,

@@ -118,7 +118,8 @@ class TwoHeads(nn.Module):
 def test_the_auxiliary_loss_counts_two_fifths(dataset: Path) -> None:
     config = TrainConfig(data=str(dataset), model="pyramidnet", loader="torch", batch_size=8, weight_decay=0, lr=1)
     with Session(config, World(), torch.device("cpu")) as session:
-        session.build_training("torch", open_split(dataset, "train"))
+        session.open_training("torch", open_split(dataset, "train"))
+        session.build_training()
         network = TwoHeads()
         network.side.load_state_dict(network.main.state_dict())
         before = network.main.weight.detach().clone()
@@ -150,7 +151,8 @@ def test_a_saved_and_loaded_model_gives_the_same_logits(
     )
     split = open_split(dataset, "train")
     with Session(config, World(), torch.device("cpu")) as trained, Session(config, World(), trained.device) as loaded:
-        trained.build_training("torch", split)
+        trained.open_training("torch", split)
+        trained.build_training()
         trained.model.train()
         batch = next(trained.training_batches())
         trained.train_step(batch)

@@ -31,7 +31,8 @@ def split_of(samples: int) -> Split:
 def training(on: torch.device = CPU, samples: int = 64, **settings: Any) -> Iterator[Session]:
     config = TrainConfig(**{"loader": "synthetic", "batch_size": 4, "warmup_epochs": 0, **TINY, **settings})
     with Session(config, World(), on) as session:
-        session.build_training("synthetic", split_of(samples))
+        session.open_training("synthetic", split_of(samples))
+        session.build_training()
         session.model.train()
         yield session
 

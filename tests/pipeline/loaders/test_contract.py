@@ -169,6 +169,18 @@ def test_one_loader_serves_epochs_and_resolutions(module: ModuleType, split: Spl
     loader.close()
 
 
+def test_processes_live_as_long_as_the_loader(module: ModuleType, split: Split) -> None:
+    """None is forked later, when there may be threads."""
+    before = psutil.Process().children()
+    loader = module.create(spec_of(split, workers=2))
+    own = psutil.Process().children()
+    for epoch, resolution, start_batch in ((0, 32, 0), (1, 224, 2), (2, RESOLUTION, 0)):
+        for _ in loader.epoch(epoch, resolution, start_batch):
+            assert psutil.Process().children() == own
+    loader.close()
+    assert psutil.Process().children() == before
+
+
 def test_the_number_of_workers_changes_nothing(module: ModuleType, split: Split) -> None:
     first, *others = (collect(module, spec_of(split, workers=workers), 1, RESOLUTION) for workers in (0, 1, 3))
     for other in others:
