@@ -109,10 +109,10 @@ class Loader(Protocol):
     """Gives this rank's batches of an epoch; a file in `pipeline/loaders/` that defines one is found by name.
 
     The processes of a loader, if it has any, are forked when it is made and live until it is closed: make loaders
-    before anything that starts threads, above all before a process group. A forked process takes over the locks that
-    other threads hold at that moment, and nobody ever releases them there. One is CPython's own: the threads of gloo
-    and NCCL take it whenever they let go of a tensor, after each collective, and a worker that Python 3.11 forks then
-    stands still before its first line.
+    before a process group, and before other threads that run Python or hold tensors. A forked process takes over the
+    locks that other threads hold at that moment, and nobody ever releases them there. One is CPython's own: the threads
+    of gloo and NCCL take it whenever they let go of a tensor, after each collective, and a worker that Python 3.11
+    forks then stands still before its first line.
     """
 
     batches_per_epoch: int

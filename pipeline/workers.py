@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 
 def loader(dataset: Dataset[Batch], num_workers: int, **options: Any) -> DataLoader[Batch]:
     """A DataLoader of whole batches. Its workers are forked, here and once for all epochs: they share what is opened
-    before. There must be nothing yet that `dataset` or the sampler would give."""
+    before. What its first iteration gives is dropped: `dataset` or the sampler had better give nothing yet."""
     made = DataLoader(
         dataset,
         batch_size=None,

@@ -137,7 +137,7 @@ def _measure(config: TrainConfig, options: Options, world: World) -> Profile | N
     configure_math(deterministic=False)
     store = meet(world, config.rdzv_timeout)
     with Session(config, world, device) as session:
-        with joining(world, device, store):
+        with joining(world, device, store, config.rdzv_timeout):
             session.open_training(config.loader, open_data(config, "train"))
         session.build_training()
         made = _measure_all(session, options)
@@ -320,7 +320,7 @@ def measure_in_turn(measured: list[Windowed], windows: Windows) -> None:
 
 
 def _transfer(session: Session, spec: LoaderSpec) -> Windowed:
-    """What `to_device` does, and nothing else. On a CPU it has nothing to do."""
+    """The copies of `to_device` from pinned memory, and nothing else. On a CPU it has nothing to do."""
     return Windowed(Feed(_HostBatches(spec, session.resolution), session), _ignore)
 
 

@@ -1,5 +1,6 @@
 """A run as one process sees it: training from its first epoch or a checkpoint, or an evaluation."""
 
+import contextlib
 import dataclasses
 import logging
 import time
@@ -83,22 +84,22 @@ def run(config: TrainConfig, world: World) -> dict[str, Any] | None:
         return result if world.is_main else None
 
 
-def train(config: TrainConfig, world: World, device: torch.device, store: dist.Store | None) -> dict[str, Any]:
+def train(config: TrainConfig, world: World, device: torch.device, store: dist.PrefixStore | None) -> dict[str, Any]:
     """A whole run, from its first epoch or from a checkpoint. Returns the result. Raises Stopped."""
-    split = open_data(config, "train")
-    loader_name = choose_loader(config, world, split)
-    resumed = resume.find(config, world, store)
-    if resumed:
-        config = resume.adapted(config, resumed, world)
-    with StopRequests(world) as stop, Session(config, world, device) as session:
-        with joining(world, device, store):
+    with StopRequests(world) as stop, contextlib.ExitStack() as opened:
+        with joining(world, device, store, config.rdzv_timeout):
+            split = open_data(config, "train")
+            loader_name = choose_loader(config, world, split)
+            if resumed := resume.find(config, world, store):
+                config = resume.adapted(config, resumed, world)
+            session = opened.enter_context(Session(config, world, device))
             session.open_training(loader_name, split)
-            open_validation(session, loader_name)
-        stop.connect()
+            if config.performance is None:
+                open_validation(session, loader_name)
+        stop.listen()
         session.build_training()
         if resumed:
-            session.load_state(resumed.state, resumed.path)
-            resumed.state.clear()
+            session.load_state(checkpoint.load(resumed.path), resumed.path)
         with RunDirectory(config, world, loader_name, resumed, session.position) as directory:
             announce(session, loader_name, directory.path, resumed)
             trainer = Trainer(session, directory, stop, loader_name)
@@ -128,17 +129,18 @@ def announce(session: Session, loader_name: str, run_dir: Path, resumed: resume.
         log.info("resumed from %s: epoch %d, batch %d", resumed.path, position.epoch, position.batch)
 
 
-def evaluate(config: TrainConfig, world: World, device: torch.device, store: dist.Store | None) -> dict[str, Any]:
+def evaluate(config: TrainConfig, world: World, device: torch.device, store: dist.PrefixStore | None) -> dict[str, Any]:
     """The --evaluate command. Returns the result; images/s counts the evaluation from first to last image."""
     started, path = time.perf_counter(), config.evaluate
     assert path is not None
-    state = checkpoint.load_weights_file(path)
-    config = as_trained(config, state["config"], path) if "config" in state else config
-    check_resolutions(config)
-    split = open_data(config, "val")
-    loader_name = choose_loader(config, world, split)
-    with Session(config, world, device) as session:
-        with joining(world, device, store):
+    with contextlib.ExitStack() as opened:
+        with joining(world, device, store, config.rdzv_timeout):
+            state = checkpoint.load_weights_file(path)
+            config = as_trained(config, state["config"], path) if "config" in state else config
+            check_resolutions(config)
+            split = open_data(config, "val")
+            loader_name = choose_loader(config, world, split)
+            session = opened.enter_context(Session(config, world, device))
             open_validation(session, loader_name)
         session.build_model(len(split.classes))
         session.load_for_evaluation(state, path)

@@ -1,6 +1,7 @@
 """Going on from a checkpoint: which one, what must be as it was, and what may differ."""
 
 import dataclasses
+import json
 import logging
 import os
 from pathlib import Path
@@ -30,10 +31,12 @@ LOGGED = (
 
 @dataclasses.dataclass(frozen=True)
 class Resumed:
-    """A checkpoint to go on from, read."""
+    """A checkpoint to go on from."""
 
     path: Path
     state: State
+    """Its "config" and "position". The rest is read when it is needed: processes that are forked before would keep
+    it."""
 
 
 def was_restarted() -> bool:
@@ -41,22 +44,34 @@ def was_restarted() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
-def find(config: TrainConfig, world: World, store: dist.Store | None) -> Resumed | None:
+def find(config: TrainConfig, world: World, store: dist.PrefixStore | None) -> Resumed | None:
     """What --resume means, the same on every rank; after a restart the newest checkpoint, if there is one. Raises
-    InputError. Every rank calls it."""
+    InputError, on rank 0."""
     if config.performance is not None or (config.resume is None and not was_restarted()):
         return None
+    # One rank looks: while the ranks of several machines are restarted, one by one, a checkpoint may appear.
+    path, state = json.loads(told_by_main(_found(config) if world.is_main else "", world, store, config.rdzv_timeout))
+    return Resumed(Path(path), state) if path else None
+
+
+def _found(config: TrainConfig) -> str:
+    """Path and what `Resumed` holds, as JSON."""
+    path, state = None, dict[str, Any]()
     if config.resume in (None, "auto") or was_restarted():
         if config.run_dir is None:
             raise InputError("a run that is to be restarted needs --run-dir, where its checkpoints are found again")
-        # One rank looks: while the ranks of several machines are restarted, one by one, a checkpoint may appear.
-        found = checkpoint.newest_sound(config.run_dir) if world.is_main else None
-        if newest := told_by_main(str(found[0]) if found else "", world, store):
-            return Resumed(*found) if found else Resumed(Path(newest), checkpoint.load(Path(newest)))
-    if config.resume in (None, "auto"):
-        return None
-    path = Path(config.resume)
-    return Resumed(path, checkpoint.load(path))
+        path, state = checkpoint.newest_sound(config.run_dir) or (path, state)
+    if path is None and config.resume not in (None, "auto"):
+        path = Path(config.resume or "")
+        state = checkpoint.load(path)
+    try:
+        return json.dumps([path and str(path), {key: state[key] for key in ("config", "position") if key in state}])
+    except (TypeError, ValueError) as error:
+        raise _not_training_state(path, error) from None
+
+
+def _not_training_state(path: Path | None, error: Exception) -> InputError:
+    return InputError(f"--resume {path}: holds no training state to go on from ({error!r})")
 
 
 def adapted(config: TrainConfig, resumed: Resumed, world: World) -> TrainConfig:
@@ -73,7 +88,7 @@ def adapted(config: TrainConfig, resumed: Resumed, world: World) -> TrainConfig:
     except InputError as error:
         raise InputError(f"--resume {resumed.path}: {error}") from None
     except (KeyError, TypeError, ZeroDivisionError) as error:
-        raise InputError(f"--resume {resumed.path}: holds no training state to go on from ({error!r})") from None
+        raise _not_training_state(resumed.path, error) from None
     if world.is_main:
         _log_changes(adapted, stored, before, world.size)
     return adapted

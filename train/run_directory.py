@@ -89,7 +89,8 @@ class RunDirectory:
 
     def _refuse_other_run(self, path: Path) -> None:
         holds_run = (path / "config.json").exists() or checkpoint.existing(path)
-        if not holds_run or self._config.resume == "auto" or was_restarted():
+        restarted = was_restarted() and self._config.performance is None
+        if not holds_run or self._config.resume == "auto" or restarted:
             return
         if self._resumed is None:
             raise InputError(f"--run-dir {path}: holds a run; add --resume auto or choose another")

@@ -28,23 +28,24 @@ class Stopped(SystemExit):
 
 
 class StopRequests:
-    """Notes the signals instead of dying. Use as a context manager, which restores what was before."""
+    """Notes the signals from `listen` on, instead of dying. A context manager, which restores what was before."""
 
     def __init__(self, world: World) -> None:
         self._world, self._received = world, 0
         self._group: Any = None
         self._told: tuple[Any, torch.Tensor] | None = None
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopRequests":
-        self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         return self
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def connect(self) -> None:
-        """From now on `check` asks the other ranks too, where there are any. A collective call."""
+    def listen(self) -> None:
+        """When there is something to save. A collective call."""
+        self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         if self._world.size > 1:
             # Not the group of the gradients: these few bytes travel beside the device's work, not in its stream.
             self._group = dist.new_group(backend="gloo")

@@ -14,7 +14,6 @@ from typing import NoReturn, TypeVar
 import psutil
 import torch
 import torch.distributed as dist
-from torch.distributed.elastic.utils.store import barrier
 from torch.distributed.rendezvous import rendezvous
 
 from pipeline.errors import InputError
@@ -114,7 +113,7 @@ def _tasks_of_node(described: str, node: int) -> str | None:
 # Meeting the others
 
 
-def meet(world: World, timeout_s: int) -> dist.Store | None:
+def meet(world: World, timeout_s: int) -> dist.PrefixStore | None:
     """Wait until every process of the run is there; None where there is one. Returns the store that they share, for
     what they have to tell each other before there is a process group. Raises InputError where they do not find each
     other within `timeout_s` seconds."""
@@ -125,48 +124,74 @@ def meet(world: World, timeout_s: int) -> dist.Store | None:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         check_meeting_point(where, address, port, timeout_s, is_host=world.is_main)
     try:
-        store, _, _ = next(rendezvous("env://", world.rank, world.size, timeout=timedelta(seconds=timeout_s)))
+        kept, _, _ = next(rendezvous("env://", world.rank, world.size, timeout=timedelta(seconds=timeout_s)))
         # A launcher on several machines keeps its store over a restart.
-        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-        barrier(store, world.size, "started", timeout_s)
-    except dist.DistError as error:
+        kept.set(_attempt(0), "")
+        store = dist.PrefixStore(_attempt(0), kept)
+        _wait_for_all(store, world, "is here", timeout_s)
+    except (dist.DistError, TimeoutError) as error:
         raise InputError(
             f"{where}: {world.size} processes did not meet there within --rdzv-timeout {timeout_s} s "
             f"({first_line(error)})"
         ) from None
-    store.set_timeout(dist.default_pg_timeout)
     return store
 
 
-def told_by_main(value: str, world: World, store: dist.Store | None) -> str:
-    """Rank 0's value on every rank, once in a run, before there is a process group. SystemExit where it fails."""
-    if store is None:
-        return value
-    if world.is_main:
-        store.set("told by rank 0", value)
-        return value
-    return _told(store, "told by rank 0", 0).decode()
+def _attempt(later: int) -> str:
+    """The name of the present attempt: a launcher restarts the processes of a run; or of the `later`-th after it."""
+    return f"attempt {int(os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')) + later}"
 
 
-def _told(store: dist.Store, key: str, rank: int) -> bytes:
-    """What a rank has put into the store, which ends with the process of rank 0 where no launcher keeps it."""
-    try:
-        return bytes(store.get(key))
-    except dist.DistError:
-        _leave_to(rank)
+def _wait_for_all(store: dist.PrefixStore, world: World, what: str, timeout_s: int) -> None:
+    """Until every rank has said that it `what`. Raises as `_wait`."""
+    end = time.monotonic() + timeout_s
+    store.set(f"rank {world.rank} {what}", "")
+    for rank in range(world.size):
+        _wait(store, f"rank {rank} {what}", rank, end)
+
+
+def _wait(store: dist.PrefixStore, key: str, rank: int, end: float) -> None:
+    """Until rank `rank` has put `key` into the store, or `end` of the monotonic clock. SystemExit where it has failed
+    instead. Raises TimeoutError, and DistError where the store is no more: without a launcher rank 0 keeps it.
+
+    PyTorch's own waiting would notice neither a failure nor a signal.
+    """
+    while not store.check([key]):
+        # On its machine they may have been restarted, where this one has not noticed a failure yet.
+        if store.check([f"rank {rank} failed"]) or store.underlying_store.check([_attempt(1)]):
+            _leave_to(rank)
+        if time.monotonic() > end:
+            raise TimeoutError(f"Timed out waiting for rank {rank}")
+        time.sleep(0.01)
 
 
 def _leave_to(rank: int) -> NoReturn:
-    time.sleep(1)  # a launcher ends this process meanwhile, and tells of the other
+    time.sleep(1)  # a launcher on this machine ends this process meanwhile, and tells of the other
     sys.exit(f"error: rank {rank} could not begin; what it said tells why")
 
 
+def told_by_main(value: str, world: World, store: dist.PrefixStore | None, timeout_s: int) -> str:
+    """Rank 0's value on every rank, once in a run, before there is a process group. SystemExit where it fails."""
+    key = "told by rank 0"
+    if store is None:
+        return value
+    if world.is_main:
+        store.set(key, value)
+        return value
+    try:
+        _wait(store, key, 0, time.monotonic() + timeout_s)
+        return bytes(store.get(key)).decode()
+    except (dist.DistError, TimeoutError):
+        _leave_to(0)
+
+
 @contextlib.contextmanager
-def joining(world: World, device: torch.device, store: dist.Store | None) -> Iterator[None]:
+def joining(world: World, device: torch.device, store: dist.PrefixStore | None, timeout_s: int) -> Iterator[None]:
     """Join the process group at the end of this block, if there are several processes.
 
     In it, each does what it has to do before, and so alone: fork the processes of its loaders, above all, because the
-    group has threads. SystemExit where another process failed at that: one that waited for it would wait long.
+    group has threads. SystemExit where another one fails at that. Raises InputError where one is not ready `timeout_s`
+    seconds after this one.
     """
     if store is None:
         yield
@@ -175,12 +200,16 @@ def joining(world: World, device: torch.device, store: dist.Store | None) -> Ite
         yield
     except BaseException:
         with contextlib.suppress(dist.DistError):
-            store.set(f"rank {world.rank}", "failed")
+            store.set(f"rank {world.rank} failed", "")
+        if world.is_main and "TORCHELASTIC_RUN_ID" not in os.environ:
+            time.sleep(1)  # this process keeps the store, in which the others are to see it
         raise
-    store.set(f"rank {world.rank}", "ready")
-    for rank in range(world.size):
-        if _told(store, f"rank {rank}", rank) != b"ready":
-            _leave_to(rank)
+    try:
+        _wait_for_all(store, world, "is ready", timeout_s)
+    except dist.DistError:
+        _leave_to(0)
+    except TimeoutError as error:
+        raise InputError(f"{error}, which was not ready --rdzv-timeout {timeout_s} s after this one") from None
     # Gloo, which groups may use beside any device, listens where the machine's own name points: often the loopback.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface_towards(os.environ["MASTER_ADDR"]))
     dist.init_process_group(

@@ -46,9 +46,9 @@ class SharedRequest:
     before, or of half of each, the DataLoader drops.
     """
 
-    def __init__(self, request: Request) -> None:
-        self._values = np.frombuffer(mmap.mmap(-1, 8 * len(request)), np.int64)
-        self.set(request)
+    def __init__(self) -> None:
+        self._values = np.frombuffer(mmap.mmap(-1, 8 * len(Request._fields)), np.int64)
+        self._is_first = True
 
     def set(self, request: Request) -> None:
         """To be read by epochs that begin from now on."""
@@ -58,11 +58,18 @@ class SharedRequest:
         """The one set last."""
         return Request(*self._values.tolist())
 
+    def begun(self) -> Request | None:
+        """The same at the beginning of an epoch; None at a worker's first, with which it is started."""
+        first, self._is_first = self._is_first, False
+        return None if first and get_worker_info() else self.get()
+
 
 def batch_streams(spec: LoaderSpec, shared: SharedRequest) -> Iterator[dict[str, Any]]:
     """The first stage: this worker's batches, each as a tar stream. Worker w of W makes batches w, w + W, ..."""
     first, step = _my_share()
-    shards, request = spec.split.shards, shared.get()
+    if (request := shared.begun()) is None:
+        return
+    shards = spec.split.shards
     for indices in islice(spec.plan.batches(request.epoch, request.start_batch), first, None, step):
         stream = io.BytesIO(b"".join(map(shards.read_members, indices.tolist())))
         yield {"url": str(spec.split.path), "stream": stream}
@@ -73,8 +80,8 @@ def load_batches(
 ) -> Iterator[Batch]:
     """The last stage: this worker's batches, from the samples that webdataset grouped."""
     first, step = _my_share()
-    request = shared.get()
     for number, samples in enumerate(batches):
+        request = shared.get()
         indices = np.array([position_of(spec, sample) for sample in samples], np.int64)
         batch = ring.batch(first + number * step, indices, request.resolution)
         yield load_batch(spec, request.epoch, samples, batch)
@@ -155,7 +162,9 @@ def streamed_parts(spec: LoaderSpec, shared: SharedRequest) -> Iterator[list[dic
     """The first stage of a stream: of each batch, the samples in this worker's lanes. So every worker reads
     shards of its own, and a batch holds the same samples for any number of workers."""
     first, step = _my_share()
-    plan, request = spec.stream_plan, shared.get()
+    if (request := shared.begun()) is None:
+        return
+    plan = spec.stream_plan
     batches = list(plan.batches(request.epoch, request.start_batch))
     wanted = np.zeros(spec.split.num_samples, np.bool_)
     lane_of = np.full(spec.split.num_samples, -1, np.int16)
@@ -192,7 +201,7 @@ class WebDatasetLoader:
     def __init__(self, spec: LoaderSpec) -> None:
         self._spec = spec
         self.batches_per_epoch = spec.plan.batches_per_epoch
-        self._shared = SharedRequest(Request(0, 0, start_batch=self.batches_per_epoch))  # nothing, until `epoch`
+        self._shared = SharedRequest()
         stages, num_workers = self._streamed() if spec.split.url else self._local()
         # webdataset's WebLoader is this DataLoader behind a generator, out of whose reach `close` ends the workers.
         self._loader = workers.loader(webdataset.DataPipeline(*stages), num_workers)

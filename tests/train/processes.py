@@ -82,8 +82,7 @@ def _exit_codes(processes: Sequence[BaseProcess], log: Path) -> list[int]:
     for process in processes:
         process.join(max(0, end - time.monotonic()))
     if alive := [process.pid for process in processes if process.pid is not None and process.is_alive()]:
-        for pid in alive:
-            abort(pid)
+        abort(*alive)
         raise AssertionError(f"{len(alive)} not done after {SECONDS} s: {log.read_text()}")
     return [process.exitcode for process in processes if process.exitcode is not None]
 

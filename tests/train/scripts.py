@@ -40,8 +40,7 @@ def finish_all(*processes: subprocess.Popen[str], timeout: float = 120) -> list[
     try:
         told = [process.communicate(timeout=max(0, end - time.monotonic())) for process in processes]
     except subprocess.TimeoutExpired:
-        for process in processes:
-            abort(process.pid)
+        abort(*(process.pid for process in processes))
         errors = "\n\n".join(process.communicate()[1] for process in processes)
         raise AssertionError(f"not done after {timeout} s:\n{errors}") from None
     return [
@@ -50,16 +49,27 @@ def finish_all(*processes: subprocess.Popen[str], timeout: float = 120) -> list[
     ]
 
 
-def abort(pid: int) -> None:
-    """End a process and those that it started; where faulthandler is on, each prints the stacks of its threads."""
+def abort(*pids: int) -> None:
+    """End processes and those that they started; where faulthandler is on, each prints the stacks of its threads.
+
+    All are stopped before: the end of one would move the next.
+    """
+    family: list[psutil.Process] = []
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family += [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
+    for process in family:
+        _send(process, signal.SIGSTOP)
+    for process in family:
+        _send(process, signal.SIGABRT)
+        _send(process, signal.SIGCONT)
+        if psutil.wait_procs([process], timeout=3)[1]:
+            _send(process, signal.SIGKILL)
+
+
+def _send(process: psutil.Process, number: signal.Signals) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
-        family = [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
-        for process in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGABRT)
-            psutil.wait_procs([process], timeout=3)
-        for process in psutil.wait_procs(family, timeout=3)[1]:
-            process.kill()
+        process.send_signal(number)
 
 
 def result_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:

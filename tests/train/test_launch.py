@@ -21,10 +21,10 @@ from train.world import World, find_world
 FAULTY_RANK_1 = """
 import os
 if os.environ.get("RANK") == "1":
-    import torch
-    def step(self, closure=None):
+    import torch.utils.data
+    def fault(self, *arguments, **options):
         raise RuntimeError("a fault on purpose")
-    torch.optim.SGD.step = step
+    torch.{function} = fault
 """
 
 
@@ -102,8 +102,10 @@ def test_nobody_waits_for_a_rank_that_cannot_begin(dataset: Path, tmp_path: Path
     assert "Traceback" not in log.read_text()
 
 
-def test_the_first_failing_rank_is_shown_once(dataset: Path, tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(FAULTY_RANK_1)
+@pytest.mark.parametrize("function", ["optim.SGD.step", "utils.data.DataLoader.__init__"])
+def test_the_first_failing_rank_is_shown_once(dataset: Path, tmp_path: Path, function: str) -> None:
+    """Beside the others in a process group, and before there is one."""
+    (tmp_path / "sitecustomize.py").write_text(FAULTY_RANK_1.format(function=function))
     flags = ["--data", dataset, *SMALL, "--batch-size", 2, "--nproc", 2, "--run-dir", tmp_path / "run"]
     done = finish(start(*flags, environment={"PYTHONPATH": str(tmp_path)}))
     assert done.returncode == 1

@@ -83,6 +83,17 @@ def test_two_machines_train_as_one_with_as_many_processes(hosts: Hosts, common: 
     assert all(torch.equal(expected[name], value) for name, value in weights(tmp_path / "restarted").items())
 
 
+def test_a_process_that_dies_before_they_meet(hosts: Hosts, common: list[object], tmp_path: Path) -> None:
+    flags = ["--epochs", 1, "--run-dir", tmp_path / "run", "--max-restarts", 1]
+    both = start_both(hosts, *common, *flags)
+    wait_until(lambda: bool(psutil.Process(both[1].pid).children()), both[1])
+    psutil.Process(both[1].pid).children()[0].kill()
+    first, second = finish_all(*both, timeout=55)  # --rdzv-timeout is 60
+    assert result_of(first)["evaluated"] == 19
+    assert "rank 1 was killed by SIGKILL" in second.stderr
+    assert "rank 1 could not begin" in first.stderr
+
+
 def test_a_machine_that_is_lost(hosts: Hosts, common: list[object], tmp_path: Path) -> None:
     both = start_both(hosts, *common, "--epochs", 500, "--run-dir", tmp_path / "run")
     wait_until(lambda: any(tmp_path.glob("run/checkpoints/*.pt")), both[0])

@@ -142,6 +142,8 @@ def test_a_restarted_run_goes_on_where_it_was(
     start.unlink()
     train(*flags, "--resume", start, "--epochs", 3, capsys=capsys)
     assert len(indices(run_dir)) == 33
+    told = refused_by(*flags, "--performance", 2, capsys=capsys)
+    assert "holds a run; add --resume auto or choose another" in told
     told = refused_by(*torch_run(dataset, "--resume", start), capsys=capsys)
     assert told == "error: a run that is to be restarted needs --run-dir, where its checkpoints are found again"
 
