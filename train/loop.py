@@ -22,7 +22,7 @@ from train.run_directory import EarlyLines, RunDirectory
 from train.session import Session, batch_too_large, has_validation, open_data
 from train.stopping import Stopped, StopRequests
 from train.trainer import Trainer, evaluation_bar
-from train.world import World, finalize, joining, meet
+from train.world import World, finalize, joining, meet, restarts
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def check(config: TrainConfig) -> None:
     """Find wrong input before any process is started. Raises InputError."""
     require(config.device, config.nproc)
     split = open_data(config, "val" if config.evaluate else "train")
-    first = config.resume if config.resume != "auto" and not resume.was_restarted() else None
+    first = config.resume if config.resume != "auto" and not restarts() else None
     for path in (config.evaluate, first):
         if path and not Path(path).is_file():
             raise InputError(f"{path}: no such checkpoint")

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from pipeline.errors import InputError
 from train import checkpoint
 from train.checkpoint import State
 from train.config import TrainConfig
-from train.world import World, told_by_main
+from train.world import World, restarts, told_by_main
 
 log = logging.getLogger(__name__)
 
@@ -39,15 +38,10 @@ class Resumed:
     it."""
 
 
-def was_restarted() -> bool:
-    """Whether the launcher, ours or torchrun, started this process after a failure of the run."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-
-
 def find(config: TrainConfig, world: World, store: dist.PrefixStore | None) -> Resumed | None:
     """What --resume means, the same on every rank; after a restart the newest checkpoint, if there is one. Raises
     InputError, on rank 0."""
-    if config.performance is not None or (config.resume is None and not was_restarted()):
+    if config.performance is not None or (config.resume is None and not restarts()):
         return None
     # One rank looks: while the ranks of several machines are restarted, one by one, a checkpoint may appear.
     path, state = json.loads(told_by_main(_found(config) if world.is_main else "", world, store, config.rdzv_timeout))
@@ -57,7 +51,7 @@ def find(config: TrainConfig, world: World, store: dist.PrefixStore | None) -> R
 def _found(config: TrainConfig) -> str:
     """Path and what `Resumed` holds, as JSON."""
     path, state = None, dict[str, Any]()
-    if config.resume in (None, "auto") or was_restarted():
+    if config.resume in (None, "auto") or restarts():
         if config.run_dir is None:
             raise InputError("a run that is to be restarted needs --run-dir, where its checkpoints are found again")
         path, state = checkpoint.newest_sound(config.run_dir) or (path, state)

@@ -20,10 +20,10 @@ from train import checkpoint
 from train.config import PROCESSES, TrainConfig
 from train.device import device_name
 from train.metrics import RunWriter, plot_curves
-from train.resume import Resumed, was_restarted
+from train.resume import Resumed
 from train.session import Position
 from train.trace import StepTrace
-from train.world import World, same_on_all
+from train.world import World, restarts, same_on_all
 
 log = logging.getLogger(__name__)
 
@@ -89,8 +89,8 @@ class RunDirectory:
 
     def _refuse_other_run(self, path: Path) -> None:
         holds_run = (path / "config.json").exists() or checkpoint.existing(path)
-        restarted = was_restarted() and self._config.performance is None
-        if not holds_run or self._config.resume == "auto" or restarted:
+        goes_on = self._config.resume == "auto" or (restarts() > 0 and self._config.performance is None)
+        if not holds_run or goes_on:
             return
         if self._resumed is None:
             raise InputError(f"--run-dir {path}: holds a run; add --resume auto or choose another")

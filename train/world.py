@@ -137,9 +137,14 @@ def meet(world: World, timeout_s: int) -> dist.PrefixStore | None:
     return store
 
 
+def restarts() -> int:
+    """How often a launcher, ours or torchrun, has restarted the processes of the run after a failure."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
 def _attempt(later: int) -> str:
-    """The name of the present attempt: a launcher restarts the processes of a run; or of the `later`-th after it."""
-    return f"attempt {int(os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')) + later}"
+    """The name of the present attempt to run, or of the `later`-th after it."""
+    return f"attempt {restarts() + later}"
 
 
 def _wait_for_all(store: dist.PrefixStore, world: World, what: str, timeout_s: int) -> None:
