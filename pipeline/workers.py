@@ -37,8 +37,15 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def results(iterator: Iterator[Item]) -> Generator[Item, None, None]:
-    """Pass on what a DataLoader gives; an InputError of a worker loses the traceback torch puts into its text."""
+def epoch(loader: DataLoader[Batch]) -> Iterator[Batch]:
+    """What a DataLoader gives, from its beginning. An InputError of a worker loses the traceback torch puts into its
+    text."""
+    if loader.num_workers and loader._iterator is None:
+        raise ValueError("the loader is closed")  # the DataLoader would fork new workers
+    return _results(iter(loader))
+
+
+def _results(iterator: Iterator[Item]) -> Generator[Item, None, None]:
     try:
         yield from iterator
     except InputError as error:

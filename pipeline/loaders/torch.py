@@ -56,7 +56,7 @@ class TorchLoader:
     def epoch(self, epoch: int, resolution: int, start_batch: int = 0) -> Iterator[Batch]:
         batches = enumerate(self._plan.batches(epoch, start_batch))
         self._requests.upcoming = ((epoch, resolution, number, indices) for number, indices in batches)
-        return to_device(workers.results(iter(self._loader)), self._spec)
+        return to_device(workers.epoch(self._loader), self._spec)
 
     def close(self) -> None:
         workers.end(self._loader)

@@ -226,7 +226,7 @@ class WebDatasetLoader:
     def epoch(self, epoch: int, resolution: int, start_batch: int = 0) -> Iterator[Batch]:
         spec = self._spec
         self._shared.set(Request(epoch, resolution, start_batch))
-        batches: Iterator[Batch] = workers.results(iter(self._loader))
+        batches = workers.epoch(self._loader)
         if spec.split.url:
             batches = joined(batches, spec.plan.batches(epoch, start_batch), max(1, self._loader.num_workers))
         return to_device(batches, spec)

@@ -179,6 +179,9 @@ def test_processes_live_as_long_as_the_loader(module: ModuleType, split: Split) 
             assert psutil.Process().children() == own
     loader.close()
     assert psutil.Process().children() == before
+    if own != before:
+        with pytest.raises(ValueError, match="the loader is closed"):
+            loader.epoch(0, RESOLUTION)
 
 
 def test_the_number_of_workers_changes_nothing(module: ModuleType, split: Split) -> None:
