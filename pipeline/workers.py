@@ -1,7 +1,7 @@
 """What loaders built on torch's DataLoader share."""
 
-from collections.abc import Generator, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -9,8 +9,6 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline.contract import Batch
 from pipeline.errors import InputError
 from pipeline.ring import PREFETCH
-
-Item = TypeVar("Item")
 
 
 def loader(dataset: Dataset[Batch], num_workers: int, **options: Any) -> DataLoader[Batch]:
@@ -45,7 +43,7 @@ def epoch(loader: DataLoader[Batch]) -> Iterator[Batch]:
     return _results(iter(loader))
 
 
-def _results(iterator: Iterator[Item]) -> Generator[Item, None, None]:
+def _results(iterator: Iterator[Batch]) -> Iterator[Batch]:
     try:
         yield from iterator
     except InputError as error:

@@ -112,12 +112,12 @@ def begun(settings: BenchSettings, device: torch.device, run_dir: Path, print_fr
     """A training run of its own."""
     config, world = settings.training_config(run_dir, print_freq), World()
     info = SplitInfo(samples=settings.steps * settings.batch_size, bytes=0, image_mode="synthetic")
-    with Session(config, world, device) as session, StopRequests(world) as stop:
+    with Session(config, world, device) as session:
         session.open_training("synthetic", Split("train", Path("none"), tuple(map(str, range(CLASSES))), info))
         session.build_training()
         session.model.train()
         with RunDirectory(config, world, "synthetic", None, session.position) as directory:
-            yield Trainer(session, directory, stop, "synthetic")
+            yield Trainer(session, directory, StopRequests(world), "synthetic")
 
 
 def bench(settings: BenchSettings) -> dict[str, Any]:

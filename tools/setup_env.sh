@@ -35,6 +35,17 @@ apt_install() {
         { as_root "${apt[@]}" update && as_root "${apt[@]}" install --no-install-recommends "$@"; }
 } >>"$log" 2>&1 </dev/null
 
+# Pip would tell after a minute, and not how much it needs. Measured: 6.6 GB stay in .venv, 2.7 GB more pass through
+# TMPDIR; pip's cache may take as much.
+check_space() {
+    local folder needed free
+    for folder in "$PWD 10" "${TMPDIR:-/tmp} 3"; do
+        needed=${folder##* } folder=${folder% *}
+        free=$(df -Pk "$folder" | awk 'END { print int($4 / 1000000) }')
+        [ "$free" -ge "$needed" ] || die "$folder has $free GB free; installing needs $needed GB there"
+    done
+}
+
 make_venv() {
     local version
     command -v "$python" >/dev/null ||
@@ -48,6 +59,7 @@ make_venv() {
             die "$python cannot make virtual environments; first run: $(apt_hint "python$version-venv")"
     fi
     if ! "$venv_python" -m pip --version >/dev/null 2>&1; then
+        check_space
         step "Making .venv with $python ($version)"
         "$python" -m venv --clear .venv
     fi

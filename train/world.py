@@ -56,7 +56,7 @@ def find_world(config: TrainConfig) -> World | None:
     None where no launcher started this process, or where it is to be one: --nproc or --nnodes under anything but
     torchrun. Raises InputError where --nproc contradicts torchrun, or where the processes cannot find each other.
     """
-    elastic = "TORCHELASTIC_RUN_ID" in os.environ
+    elastic = _is_elastic()
     if not elastic and (config.nproc > 1 or config.nnodes > 1):
         return None
     launcher = launched_by()
@@ -74,6 +74,11 @@ def find_world(config: TrainConfig) -> World | None:
             "(a free port there) for them, or start one on each machine, with --nproc, --nnodes and --node-rank"
         )
     return world
+
+
+def _is_elastic() -> bool:
+    """Whether PyTorch's launcher, ours or torchrun, started this process: it keeps the store."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def launched_by() -> str | None:
@@ -121,7 +126,7 @@ def meet(world: World, timeout_s: int) -> dist.PrefixStore | None:
         return None
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     where = f"MASTER_ADDR {address}, MASTER_PORT {port}"
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if not _is_elastic():
         check_meeting_point(where, address, port, timeout_s, is_host=world.is_main)
     try:
         kept, _, _ = next(rendezvous("env://", world.rank, world.size, timeout=timedelta(seconds=timeout_s)))
@@ -206,7 +211,7 @@ def joining(world: World, device: torch.device, store: dist.PrefixStore | None, 
     except BaseException:
         with contextlib.suppress(dist.DistError):
             store.set(f"rank {world.rank} failed", "")
-        if world.is_main and "TORCHELASTIC_RUN_ID" not in os.environ:
+        if world.is_main and not _is_elastic():
             time.sleep(1)  # this process keeps the store, in which the others are to see it
         raise
     try:

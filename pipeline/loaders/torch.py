@@ -18,7 +18,7 @@ Request = tuple[int, int, int, Indices]
 
 
 class BatchDataset(Dataset[Batch]):
-    """Makes the batch that is asked for. Workers get a new epoch with the request itself."""
+    """Makes the batch that is asked for. Workers get a new epoch with the request itself. Opens the split."""
 
     def __init__(self, spec: LoaderSpec, ring: BatchRing) -> None:
         self._samples, self._policy, self._seed, self._ring = spec.split.samples, spec.crop, spec.seed, ring
@@ -48,7 +48,6 @@ class TorchLoader:
 
     def __init__(self, spec: LoaderSpec) -> None:
         self._spec, self._plan, self._requests = spec, spec.plan, _Requests()
-        self._samples = spec.split.samples  # opened here, so that a damaged file is named before the first step
         self.batches_per_epoch = self._plan.batches_per_epoch
         dataset = BatchDataset(spec, BatchRing(spec.workers, spec.batch_size, spec.max_resolution))
         self._loader = workers.loader(dataset, spec.workers, sampler=self._requests)

@@ -80,8 +80,8 @@ def load_batches(
 ) -> Iterator[Batch]:
     """The last stage: this worker's batches, from the samples that webdataset grouped."""
     first, step = _my_share()
+    request = shared.get()
     for number, samples in enumerate(batches):
-        request = shared.get()
         indices = np.array([position_of(spec, sample) for sample in samples], np.int64)
         batch = ring.batch(first + number * step, indices, request.resolution)
         yield load_batch(spec, request.epoch, samples, batch)
