@@ -29,6 +29,7 @@ from pipeline.dataset import Split, SplitInfo
 from tools import report
 from train.config import TrainConfig
 from train.device import AMP_DTYPES, configure_math, select, synchronize
+from train.meeting import meet
 from train.run_directory import RunDirectory
 from train.session import Session
 from train.stopping import StopRequests
@@ -111,12 +112,13 @@ def seconds(turn: Callable[[], None], device: torch.device) -> float:
 def begun(settings: BenchSettings, device: torch.device, run_dir: Path, print_freq: int) -> Iterator[Trainer]:
     """A training run of its own."""
     config, world = settings.training_config(run_dir, print_freq), World()
+    meeting = meet(world, config.rdzv_timeout)
     info = SplitInfo(samples=settings.steps * settings.batch_size, bytes=0, image_mode="synthetic")
     with Session(config, world, device) as session:
         session.open_training("synthetic", Split("train", Path("none"), tuple(map(str, range(CLASSES))), info))
         session.build_training()
         session.model.train()
-        with RunDirectory(config, world, "synthetic", None, session.position) as directory:
+        with RunDirectory(config, meeting, "synthetic", None, session.position) as directory:
             yield Trainer(session, directory, StopRequests(world), "synthetic")
 
 

@@ -32,9 +32,10 @@ from tools.step_clock import PHASES, StepClock
 from train.config import TrainConfig
 from train.device import configure_math, select, synchronize
 from train.launch import launch, work
+from train.meeting import meet
 from train.metrics import WARMUP_STEPS
 from train.session import Session, open_data
-from train.world import World, finalize, find_world, joining, meet, same_on_all
+from train.world import World, finalize, find_world, same_on_all
 
 AXES = ("workers", "batch_size", "resolution", "nproc")
 """Settings that a sweep changes."""
@@ -135,9 +136,9 @@ def _measure(config: TrainConfig, options: Options, world: World) -> Profile | N
     """As one process of `world`; rank 0 returns what was measured."""
     device = select(config.device, world.local_rank, world.local_size)
     configure_math(deterministic=False)
-    store = meet(world, config.rdzv_timeout)
+    meeting = meet(world, config.rdzv_timeout)
     with Session(config, world, device) as session:
-        with joining(world, device, store, config.rdzv_timeout):
+        with meeting.joining(device):
             session.open_training(config.loader, open_data(config, "train"))
         session.build_training()
         made = _measure_all(session, options)

@@ -196,7 +196,6 @@ class TrainConfig:
         elsewhere = re.fullmatch(r"(?!localhost:).+:([1-9]\d{0,4})", self.rdzv_endpoint)
         is_port = elsewhere is not None and int(elsewhere[1]) < 1 << 16
         self._require("rdzv_endpoint", self.nnodes == 1 or is_port, "host:port of machine 0 with --nnodes")
-        self._require("max_restarts", self.max_restarts == 0 or self.run_dir is not None, "0 without --run-dir")
         self._require("resume", self.resume != "auto" or self.run_dir is not None, "a path without --run-dir")
         for name in ("resume", "pretrained", "finetune", "performance"):
             self._require("evaluate", self._unset("evaluate") or self._unset(name), f"without --{name}")

@@ -26,8 +26,8 @@ from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 from pipeline.cli import EXIT_BAD_INPUT, EXIT_FAILURE
 from pipeline.errors import InputError
 from train.config import TrainConfig
+from train.meeting import check_meeting_point, first_line
 from train.stopping import STOP_SIGNALS
-from train.world import check_meeting_point, first_line
 
 log = logging.getLogger(__name__)
 

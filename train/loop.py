@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 import models
 from pipeline import loaders
@@ -17,12 +16,13 @@ from pipeline.errors import InputError
 from train import checkpoint, optim, resume
 from train.config import TrainConfig
 from train.device import configure_math, require, select
+from train.meeting import Meeting, meet
 from train.metrics import result_line
 from train.run_directory import EarlyLines, RunDirectory
 from train.session import Session, batch_too_large, has_validation, open_data
 from train.stopping import Stopped, StopRequests
 from train.trainer import Trainer, evaluation_bar
-from train.world import World, finalize, joining, meet, restarts
+from train.world import World, finalize, is_elastic
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,8 @@ def check(config: TrainConfig) -> None:
     """Find wrong input before any process is started. Raises InputError."""
     require(config.device, config.nproc)
     split = open_data(config, "val" if config.evaluate else "train")
-    first = config.resume if config.resume != "auto" and not restarts() else None
+    # After a restart it may be gone, and needs not be there.
+    first = config.resume if config.resume != "auto" and not is_elastic() else None
     for path in (config.evaluate, first):
         if path and not Path(path).is_file():
             raise InputError(f"{path}: no such checkpoint")
@@ -74,9 +75,9 @@ def run(config: TrainConfig, world: World) -> dict[str, Any] | None:
         if config.sync_bn and device.type == "cpu":
             raise InputError("--sync-bn: PyTorch has it for accelerators only; leave it out with --device cpu")
         configure_math(config.deterministic)
-        store = meet(world, config.rdzv_timeout)
+        meeting = meet(world, config.rdzv_timeout)
         try:
-            result = (evaluate if config.evaluate else train)(config, world, device, store)
+            result = (evaluate if config.evaluate else train)(config, meeting, device)
         except Stopped:
             finalize(world)
             raise
@@ -84,13 +85,14 @@ def run(config: TrainConfig, world: World) -> dict[str, Any] | None:
         return result if world.is_main else None
 
 
-def train(config: TrainConfig, world: World, device: torch.device, store: dist.PrefixStore | None) -> dict[str, Any]:
+def train(config: TrainConfig, meeting: Meeting, device: torch.device) -> dict[str, Any]:
     """A whole run, from its first epoch or from a checkpoint. Returns the result. Raises Stopped."""
+    world = meeting.world
     with StopRequests(world) as stop, contextlib.ExitStack() as opened:
-        with joining(world, device, store, config.rdzv_timeout):
+        with meeting.joining(device):
             split = open_data(config, "train")
             loader_name = choose_loader(config, world, split)
-            if resumed := resume.find(config, world, store):
+            if resumed := resume.find(config, meeting):
                 config = resume.adapted(config, resumed, world)
             session = opened.enter_context(Session(config, world, device))
             session.open_training(loader_name, split)
@@ -100,7 +102,7 @@ def train(config: TrainConfig, world: World, device: torch.device, store: dist.P
         session.build_training()
         if resumed:
             session.load_state(checkpoint.load(resumed.path), resumed.path)
-        with RunDirectory(config, world, loader_name, resumed, session.position) as directory:
+        with RunDirectory(config, meeting, loader_name, resumed, session.position) as directory:
             announce(session, loader_name, directory.path, resumed)
             trainer = Trainer(session, directory, stop, loader_name)
             if resumed and not checkpoint.path_for(directory.path, session.position.step).exists():
@@ -129,12 +131,12 @@ def announce(session: Session, loader_name: str, run_dir: Path, resumed: resume.
         log.info("resumed from %s: epoch %d, batch %d", resumed.path, position.epoch, position.batch)
 
 
-def evaluate(config: TrainConfig, world: World, device: torch.device, store: dist.PrefixStore | None) -> dict[str, Any]:
+def evaluate(config: TrainConfig, meeting: Meeting, device: torch.device) -> dict[str, Any]:
     """The --evaluate command. Returns the result; images/s counts the evaluation from first to last image."""
-    started, path = time.perf_counter(), config.evaluate
+    world, started, path = meeting.world, time.perf_counter(), config.evaluate
     assert path is not None
     with contextlib.ExitStack() as opened:
-        with joining(world, device, store, config.rdzv_timeout):
+        with meeting.joining(device):
             state = checkpoint.load_weights_file(path)
             config = as_trained(config, state["config"], path) if "config" in state else config
             check_resolutions(config)

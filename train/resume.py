@@ -6,13 +6,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from pipeline.errors import InputError
 from train import checkpoint
 from train.checkpoint import State
 from train.config import TrainConfig
-from train.world import World, restarts, told_by_main
+from train.meeting import Meeting
+from train.world import World
 
 log = logging.getLogger(__name__)
 
@@ -38,23 +37,21 @@ class Resumed:
     it."""
 
 
-def find(config: TrainConfig, world: World, store: dist.PrefixStore | None) -> Resumed | None:
+def find(config: TrainConfig, meeting: Meeting) -> Resumed | None:
     """What --resume means, the same on every rank; after a restart the newest checkpoint, if there is one. Raises
     InputError, on rank 0."""
-    if config.performance is not None or (config.resume is None and not restarts()):
+    if config.performance is not None:
         return None
     # One rank looks: while the ranks of several machines are restarted, one by one, a checkpoint may appear.
-    path, state = json.loads(told_by_main(_found(config) if world.is_main else "", world, store, config.rdzv_timeout))
+    path, state = json.loads(meeting.said_by_main(lambda: _found(config, meeting.run_dir)))
     return Resumed(Path(path), state) if path else None
 
 
-def _found(config: TrainConfig) -> str:
-    """Path and what `Resumed` holds, as JSON."""
+def _found(config: TrainConfig, own: Path | None) -> str:
+    """Path and what `Resumed` holds, as JSON. `own` is the directory that the run has already, after a restart."""
     path, state = None, dict[str, Any]()
-    if config.resume in (None, "auto") or restarts():
-        if config.run_dir is None:
-            raise InputError("a run that is to be restarted needs --run-dir, where its checkpoints are found again")
-        path, state = checkpoint.newest_sound(config.run_dir) or (path, state)
+    if run_dir := own or (config.run_dir if config.resume == "auto" else None):
+        path, state = checkpoint.newest_sound(run_dir) or (path, state)
     if path is None and config.resume not in (None, "auto"):
         path = Path(config.resume or "")
         state = checkpoint.load(path)

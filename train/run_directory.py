@@ -19,11 +19,12 @@ from pipeline.formats.files import complete_or_absent
 from train import checkpoint
 from train.config import PROCESSES, TrainConfig
 from train.device import device_name
+from train.meeting import Meeting
 from train.metrics import RunWriter, plot_curves
 from train.resume import Resumed
 from train.session import Position
 from train.trace import StepTrace
-from train.world import World, restarts, same_on_all
+from train.world import same_on_all
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +41,9 @@ class RunDirectory:
     """metrics.jsonl and TensorBoard, on the main rank."""
 
     def __init__(
-        self, config: TrainConfig, world: World, loader_name: str, resumed: Resumed | None, position: Position
+        self, config: TrainConfig, meeting: Meeting, loader_name: str, resumed: Resumed | None, position: Position
     ) -> None:
-        self._config, self._world, self._loader_name = config, world, loader_name
+        self._config, self._meeting, self._world, self._loader_name = config, meeting, meeting.world, loader_name
         self._resumed, self._position = resumed, position
         self._indices: IO[str] | None = None
         self._open = contextlib.ExitStack()
@@ -68,14 +69,18 @@ class RunDirectory:
 
     def _take(self) -> Path:
         """Make the directory, or take over that of the run to go on with, against any other process."""
-        path = self._config.run_dir
+        path = own = self._meeting.run_dir
+        if path is None:
+            path = self._config.run_dir
         if path is None and self._resumed is not None:
             path = checkpoint.run_dir_of(self._resumed.path)
         if path is None:
             path = _make_new(f"{self._config.model.rpartition('/')[2]}-{self._loader_name}")
         path.mkdir(parents=True, exist_ok=True)
         self._lock(path)
-        self._refuse_other_run(path)
+        if own is None and self._config.resume != "auto":
+            self._refuse_other_run(path)
+        self._meeting.keep_run_dir(path)
         self._clean(path)
         return path
 
@@ -88,9 +93,7 @@ class RunDirectory:
             raise InputError(f"--run-dir {path}: another process is writing it") from None
 
     def _refuse_other_run(self, path: Path) -> None:
-        holds_run = (path / "config.json").exists() or checkpoint.existing(path)
-        goes_on = self._config.resume == "auto" or (restarts() > 0 and self._config.performance is None)
-        if not holds_run or goes_on:
+        if not ((path / "config.json").exists() or checkpoint.existing(path)):
             return
         if self._resumed is None:
             raise InputError(f"--run-dir {path}: holds a run; add --resume auto or choose another")

@@ -16,11 +16,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from test_run import ROOT, SMALL, indices, refused, train
 
 import models
 from pipeline.cli import run_command
 from train.config import TrainConfig
+from train.meeting import meet
 from train.recipes import starting_point
 from train.run import main
 from train.run_directory import RunDirectory
@@ -86,7 +88,7 @@ def test_runs_of_the_same_second_have_directories_of_their_own(tmp_path: Path, m
     monkeypatch.setattr("time.strftime", lambda text: "20300101-000000")
 
     def opened(_: int) -> Path:
-        with RunDirectory(TrainConfig(), World(), "torch", None, Position()) as directory:
+        with RunDirectory(TrainConfig(), meet(World(), 1), "torch", None, Position()) as directory:
             return directory.path
 
     with ThreadPoolExecutor(4) as pool:
@@ -125,27 +127,44 @@ def test_a_checkpoint_names_the_run_to_go_on_with(
     assert [*copy.parent.iterdir()] == [copy]
 
 
+def launch(patch: pytest.MonkeyPatch) -> dist.TCPStore:
+    """Let this process be the only one of a launch; the store that is returned is its launcher's."""
+    store = dist.TCPStore("localhost", 0, is_master=True)
+    told = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "MASTER_ADDR": "localhost"}
+    told |= {"MASTER_PORT": store.port, "TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_USE_AGENT_STORE": True}
+    for name, value in told.items():
+        patch.setenv(name, str(value))
+    return store
+
+
+@pytest.mark.filterwarnings("ignore:Unable to enable fault handler")  # stderr is captured
 def test_a_restarted_run_goes_on_where_it_was(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever --resume says: that was its beginning."""
-    run_dir, start = tmp_path / "run", tmp_path / "start.pt"
-    flags = torch_run(dataset, "--run-dir", run_dir, "--log-indices")
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    run_dir.mkdir()
-    (run_dir / "config.json").write_text("{}")  # it died before its first checkpoint
-    train(*flags, capsys=capsys)
+    """Whatever --resume and --run-dir say: that was its beginning."""
+    monkeypatch.chdir(tmp_path)
+    flags, start = torch_run(dataset, "--log-indices"), tmp_path / "start.pt"
+    first = launch(monkeypatch)
+    run_dir = Path(train(*flags, capsys=capsys)["run_dir"])
     (run_dir / "checkpoints" / "step-00000011.pt").rename(start)
+    shutil.rmtree(run_dir / "checkpoints")  # it died before its first checkpoint
+    train(*flags, capsys=capsys)
+    assert len(indices(run_dir)) == 11
     shutil.rmtree(run_dir / "checkpoints")
     train(*flags, "--resume", start, "--epochs", 2, capsys=capsys)
     assert len(indices(run_dir)) == 22
     start.unlink()
     train(*flags, "--resume", start, "--epochs", 3, capsys=capsys)
     assert len(indices(run_dir)) == 33
-    told = refused_by(*flags, "--performance", 2, capsys=capsys)
-    assert "holds a run; add --resume auto or choose another" in told
-    told = refused_by(*torch_run(dataset, "--resume", start), capsys=capsys)
-    assert told == "error: a run that is to be restarted needs --run-dir, where its checkpoints are found again"
+    train(*torch_run(dataset, "--performance", 12), capsys=capsys)  # begins anew, as what it measures does
+    assert [path.name for path in Path("runs").iterdir()] == [run_dir.name]
+    del first
+    # That a launch was refused does not make the run that was there its own.
+    second = launch(monkeypatch)
+    for _ in range(2):
+        told = refused_by(*flags, "--run-dir", run_dir, capsys=capsys)
+        assert told.endswith("holds a run; add --resume auto or choose another")
+    del second
 
 
 @pytest.mark.parametrize("keep", [0, 2000, None])
