@@ -39,7 +39,7 @@ apt_install() {
 # TMPDIR; pip's cache may take as much.
 check_space() {
     local folder needed free
-    for folder in "$PWD 10" "${TMPDIR:-/tmp} 3"; do
+    for folder in "$PWD 10" "$("$python" -c 'import tempfile; print(tempfile.gettempdir())') 3"; do
         needed=${folder##* } folder=${folder% *}
         free=$(df -Pk "$folder" | awk 'END { print int($4 / 1000000) }')
         [ "$free" -ge "$needed" ] || die "$folder has $free GB free; installing needs $needed GB there"

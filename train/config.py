@@ -78,7 +78,7 @@ class TrainConfig:
     rdzv_timeout: int = 300
     """Seconds that processes and machines wait for each other at the start."""
     max_restarts: int = 0
-    """How often the processes are restarted from the newest checkpoint in --run-dir after one has failed."""
+    """How often the processes are restarted from the newest checkpoint after one has failed."""
     device: Literal["auto", "cpu", "cuda", "npu", "sdaa"] = "auto"
 
     epochs: int = 90

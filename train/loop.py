@@ -31,7 +31,7 @@ def check(config: TrainConfig) -> None:
     """Find wrong input before any process is started. Raises InputError."""
     require(config.device, config.nproc)
     split = open_data(config, "val" if config.evaluate else "train")
-    # After a restart it may be gone, and needs not be there.
+    # After a restart it need not be there any more.
     first = config.resume if config.resume != "auto" and not is_elastic() else None
     for path in (config.evaluate, first):
         if path and not Path(path).is_file():

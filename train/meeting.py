@@ -22,17 +22,18 @@ from pipeline.errors import InputError
 from train.device import DEVICE_TYPES
 from train.world import World, is_elastic
 
-_CALL, _RUN_DIR = "call", "run directory"
-_ALL_HERE, _MAIN_SAYS = "all are here", "rank 0 says"
+_CALL = "call"
+# Under the word that was called:
+_ALL_HERE, _MAIN_SAYS, _FAILED = "all are here", "rank 0 says", "failed"
 
 
 @dataclass(frozen=True)
 class Meeting:
     """The processes of a run, all there, and the store that they share.
 
-    A launcher keeps the store when it starts processes again, for which those of a machine may be early or late, and
-    their TORCHELASTIC_RESTART_COUNT another than elsewhere: a torchrun counts the failures on its own machine. So
-    rank 0 calls with a new word each time, and what the processes of one meeting tell stands under that word.
+    A launcher keeps the store when it starts processes again, which it may do on one machine sooner than on another,
+    and with another TORCHELASTIC_RESTART_COUNT: a torchrun counts the failures on its own machine. So rank 0 calls with
+    a new word each time, and what the processes of one meeting tell each other stands under that word.
     """
 
     world: World
@@ -48,15 +49,15 @@ class Meeting:
 
     @property
     def run_dir(self) -> Path | None:
-        """Asked on rank 0: the directory that this run has already; None unless the launcher has restarted it."""
-        if self._kept is None or not self._kept.check([_RUN_DIR]):
+        """Asked on rank 0: what `keep_run_dir` was told, which may have been before a restart; else None."""
+        if self._kept is None or not self._kept.check([_run_dir_key()]):
             return None
-        return Path(json.loads(self._kept.get(_RUN_DIR)))
+        return Path(json.loads(self._kept.get(_run_dir_key())))
 
     def keep_run_dir(self, path: Path) -> None:
         """On rank 0, before anything is written there: this is the run's directory also after a restart."""
         if self._kept is not None:
-            self._kept.set(_RUN_DIR, json.dumps(str(path)))
+            self._kept.set(_run_dir_key(), json.dumps(str(path)))
 
     def said_by_main(self, value: Callable[[], str]) -> str:
         """What `value` returns on rank 0, on every rank; once in a meeting. SystemExit where rank 0 fails."""
@@ -86,12 +87,14 @@ class Meeting:
             yield
         except BaseException:
             with contextlib.suppress(dist.DistError):
-                self._store.set(_failed(self.world.rank), "")
+                self._store.set(_FAILED, str(self.world.rank))
             if self.world.is_main and not is_elastic():
                 time.sleep(1)  # this process keeps the store, in which the others are to see it
             raise
         try:
-            self._wait_until_all_are_ready()
+            self._wait_for_all("ready")
+            # A process may have been killed while it waited for the last one. In the group, nothing would tell of that.
+            self._wait_for_all("still there")
         except dist.DistError:
             _leave_to(0)
         except TimeoutError as error:
@@ -107,28 +110,34 @@ class Meeting:
             device_id=device if device.type != "cpu" else None,
         )
 
-    def _wait_until_all_are_ready(self) -> None:
+    def _wait_for_all(self, state: str) -> None:
+        """Until every rank is here. Raises as `_wait`."""
         end = time.monotonic() + self.timeout_s
-        self._store.set(f"rank {self.world.rank} is ready", "")
-        for rank in range(self.world.size):
-            self._wait(f"rank {rank} is ready", rank, end)
+        self._store.set(f"rank {self.world.rank} is {state}", "")
+        if self.world.is_main:
+            for rank in range(self.world.size):
+                self._wait(f"rank {rank} is {state}", rank, end)
+            self._store.set(f"all are {state}", "")
+        self._wait(f"all are {state}", 0, end)
 
     def _wait(self, key: str, rank: int, end: float) -> None:
-        """Until rank `rank` has put `key` into the store, or `end` of the monotonic clock. SystemExit where it has
-        failed instead. Raises TimeoutError, and DistError where the store is no more: without a launcher rank 0 keeps
+        """Until rank `rank` has put `key` into the store, or `end` of the monotonic clock. SystemExit where any rank
+        has failed. Raises TimeoutError, and DistError where the store is no more: without a launcher rank 0 keeps
         it."""
         assert self._kept is not None
-        for _ in _until(end, rank):
-            if self._store.check([key]):
+        store = self._store
+        for _ in _until(end, rank, self.world):
+            if store.check([_FAILED]):
+                _leave_to(int(store.get(_FAILED)))
+            if self._kept.get(_CALL).decode() != self._word:
+                _leave_to(0)
+            if store.check([key]):
                 return
-            # Where a process was killed, the one in its place tells.
-            if self._store.check([_failed(rank)]) or _called(self._kept) != self._word:
-                _leave_to(rank)
 
 
 def meet(world: World, timeout_s: int) -> Meeting:
     """Wait until every process of the run is there. Raises InputError where they do not find each other within
-    `timeout_s` seconds."""
+    `timeout_s` seconds; SystemExit where one of them gives up before."""
     if world.size == 1 and not is_elastic():
         return Meeting(world, timeout_s)
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -138,70 +147,78 @@ def meet(world: World, timeout_s: int) -> Meeting:
         check_meeting_point(where, address, port, timeout_s, is_host=world.is_main)
     try:
         store, _, _ = next(rendezvous("env://", world.rank, world.size, timeout=timedelta(seconds=timeout_s)))
-        kept = dist.PrefixStore("sluice", store)
-        word = _call(kept, world, end) if world.is_main else _answer(kept, world, end)
+        kept = dist.PrefixStore("meetings", store)
+        if world.is_main:
+            return _call(world, timeout_s, kept, end)
+        return _answer(world, timeout_s, kept, end)
     except (dist.DistError, TimeoutError) as error:
         raise InputError(
             f"{where}: {world.size} processes did not meet there within --rdzv-timeout {timeout_s} s "
             f"({first_line(error)})"
         ) from None
-    return Meeting(world, timeout_s, kept, word)
 
 
-def _call(kept: dist.Store, world: World, end: float) -> str:
+def _call(world: World, timeout_s: int, kept: dist.Store, end: float) -> Meeting:
     """Rank 0's part: say a new word, and whose answers have come when there is one of each rank."""
-    word = uuid.uuid4().hex
-    store = dist.PrefixStore(word, kept)
-    kept.set(_CALL, word)
+    meeting = Meeting(world, timeout_s, kept, uuid.uuid4().hex)
+    kept.set(_CALL, meeting._word)
     for rank in range(1, world.size):
-        for _ in _until(end, rank):
-            if store.check([_here(rank)]):
-                break
+        meeting._wait(_here(rank), rank, end)
+    store = meeting._store
     store.set(_ALL_HERE, " ".join(store.get(_here(rank)).decode() for rank in range(1, world.size)))
-    return word
+    return meeting
 
 
-def _answer(kept: dist.Store, world: World, end: float) -> str:
+def _answer(world: World, timeout_s: int, kept: dist.Store, end: float) -> Meeting:
     """Another rank's part: answer the call with a name of its own, until rank 0 has heard that one."""
-    name = uuid.uuid4().hex
-    answered = ""
-    for _ in _until(end, 0):
-        word = _called(kept)
-        if not word:
-            continue
-        store = dist.PrefixStore(word, kept)
-        if word != answered:
-            store.set(_here(world.rank), name)
-            answered = word
-        elif store.check([_ALL_HERE]):
-            if name in store.get(_ALL_HERE).decode().split():
-                return word
-            store.set(_failed(world.rank), "")  # rank 0 heard the process that was killed before this one came
+    name, meeting, late = uuid.uuid4().hex, Meeting(world, timeout_s, kept), ""
+    try:
+        for _ in _until(end, 0, world):
+            word = kept.get(_CALL).decode() if kept.check([_CALL]) else ""
+            if word == late:
+                continue
+            if word != meeting._word:
+                meeting = Meeting(world, timeout_s, kept, word)
+                meeting._store.set(_here(world.rank), name)
+            elif meeting._store.check([_ALL_HERE]):
+                if name in meeting._store.get(_ALL_HERE).decode().split():
+                    return meeting
+                meeting._store.set(_FAILED, str(world.rank))  # rank 0 heard one that this one came in the place of
+                late = word
+    except BaseException as error:
+        if meeting._word:
+            with contextlib.suppress(dist.DistError):
+                meeting._store.set(_FAILED, str(world.rank))
+                absent = [rank for rank in range(1, world.size) if not meeting._store.check([_here(rank)])]
+                if absent and isinstance(error, TimeoutError):
+                    raise _timed_out(absent[0]) from None
+        raise
     raise AssertionError
 
 
-def _until(end: float, rank: int) -> Iterator[None]:
-    """Tries, 10 ms apart. Raises TimeoutError at `end` of the monotonic clock.
+def _until(end: float, rank: int, world: World) -> Iterator[None]:
+    """Tries to hear from rank `rank`. Raises TimeoutError at `end` of the monotonic clock.
 
     PyTorch's own waiting would notice neither a failure nor a signal.
     """
     while True:
         yield
         if time.monotonic() > end:
-            raise TimeoutError(f"Timed out waiting for rank {rank}")
-        time.sleep(0.01)
+            raise _timed_out(rank)
+        time.sleep(0.01 + world.size / 4000)  # a store on 2 cores answers 44,000 times a second, a try asks 3 times
 
 
-def _called(kept: dist.Store) -> str:
-    return kept.get(_CALL).decode() if kept.check([_CALL]) else ""
+def _timed_out(rank: int) -> TimeoutError:
+    return TimeoutError(f"Timed out waiting for rank {rank}")
+
+
+def _run_dir_key() -> str:
+    """A launcher's script may train several times."""
+    return f"directory of {json.dumps(sys.argv)}"
 
 
 def _here(rank: int) -> str:
     return f"rank {rank} is here"
-
-
-def _failed(rank: int) -> str:
-    return f"rank {rank} failed"
 
 
 def _leave_to(rank: int) -> NoReturn:

@@ -69,7 +69,8 @@ class RunDirectory:
 
     def _take(self) -> Path:
         """Make the directory, or take over that of the run to go on with, against any other process."""
-        path = own = self._meeting.run_dir
+        # What --performance measures has to be done at once.
+        path = own = self._meeting.run_dir if self._config.performance is None else None
         if path is None:
             path = self._config.run_dir
         if path is None and self._resumed is not None:

@@ -58,7 +58,8 @@ def find_world(config: TrainConfig) -> World | None:
     if elastic and config.nproc not in (1, world.local_size):
         raise InputError(f"--nproc {config.nproc}: the launcher started {world.local_size} processes here")
     port = os.environ.get("MASTER_PORT", "")
-    if world.size > 1 and not (os.environ.get("MASTER_ADDR") and port.isdecimal() and 0 < int(port) < 1 << 16):
+    is_told = os.environ.get("MASTER_ADDR") and port.isdecimal() and 0 < int(port) < 1 << 16
+    if (world.size > 1 or elastic) and not is_told:
         raise InputError(
             f"{launcher} started {world.size} processes: export MASTER_ADDR (the host of rank 0) and MASTER_PORT "
             "(a free port there) for them, or start one on each machine, with --nproc, --nnodes and --node-rank"
@@ -67,8 +68,8 @@ def find_world(config: TrainConfig) -> World | None:
 
 
 def is_elastic() -> bool:
-    """Whether PyTorch's launcher, ours or torchrun, started this process. It keeps a store over restarts."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
+    """Whether PyTorch's launcher, ours or torchrun, started this process: as a rule it keeps a store over restarts."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and launched_by() == "torchrun"
 
 
 def launched_by() -> str | None:

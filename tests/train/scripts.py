@@ -72,6 +72,16 @@ def _send(process: psutil.Process, number: signal.Signals) -> None:
         process.send_signal(number)
 
 
+def ranks_of(launcher: subprocess.Popen[Any]) -> list[psutil.Process]:
+    """The training processes that it has started, in the order of their ranks. It may have others, for an instant."""
+    ranks: dict[int, psutil.Process] = {}
+    for process in psutil.Process(launcher.pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if rank := process.environ().get("RANK"):
+                ranks[int(rank)] = process
+    return [ranks[rank] for rank in sorted(ranks)]
+
+
 def result_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     """The result line of a run that must have gone well."""
     assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 from processes import Accident, free_port, run_ranks
-from scripts import ROOT, SMALL, finish, result_of, start, wait_until, weights
+from scripts import ROOT, SMALL, finish, ranks_of, result_of, start, wait_until, weights
 
 from pipeline.errors import InputError
 from train.config import TrainConfig
@@ -43,11 +43,6 @@ def clean() -> Iterator[Callable[[subprocess.Popen[str]], subprocess.Popen[str]]
         process.communicate()
 
 
-def workers_of(launcher: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The training processes, in the order of their ranks."""
-    return sorted(psutil.Process(launcher.pid).children(), key=lambda process: int(process.environ()["RANK"]))
-
-
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
@@ -62,7 +57,7 @@ def test_a_killed_rank_is_restarted_from_the_last_checkpoint(dataset: Path, tmp_
     else:
         run = start(*common, launcher=[*TORCHRUN, "--max-restarts", "1"])
     wait_until(lambda: any(parts.glob("checkpoints/*.pt")), run)
-    workers_of(run)[1].kill()
+    ranks_of(run)[1].kill()
     done = finish(run)
     result_of(done)
     assert "resumed from" in done.stderr

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 from processes import run_ranks
-from scripts import SMALL, finish, finish_all, result_of, start, wait_until, weights
+from scripts import SMALL, finish, finish_all, ranks_of, result_of, start, wait_until, weights
 
 Hosts = tuple[list[str], list[str]]
 """What a command starts with to run on each of them."""
@@ -106,7 +106,7 @@ def test_a_process_that_dies_is_restarted_and_so_are_those_of_the_other_machine(
     # Each torchrun counts the failures on its own machine, so that after this one they are not of one mind.
     both = start_torchrun(hosts, *flags) if launcher == "torchrun" else start_both(hosts, *flags, "--max-restarts", 1)
     wait_until(lambda: any(tmp_path.glob("run/checkpoints/*.pt")), both[0])
-    psutil.Process(both[1].pid).children()[0].kill()
+    ranks_of(both[1])[0].kill()
     first, second = finish_all(*both)
     result_of(first)
     assert "resumed from" in first.stderr
@@ -119,8 +119,8 @@ def test_a_process_that_dies_is_restarted_and_so_are_those_of_the_other_machine(
 def test_a_process_that_dies_before_they_meet(hosts: Hosts, common: list[object], tmp_path: Path) -> None:
     flags = ["--epochs", 1, "--run-dir", tmp_path / "run", "--max-restarts", 1]
     both = start_both(hosts, *common, *flags)
-    wait_until(lambda: bool(psutil.Process(both[1].pid).children()), both[1])
-    psutil.Process(both[1].pid).children()[0].kill()
+    wait_until(lambda: bool(ranks_of(both[1])), both[1])
+    ranks_of(both[1])[0].kill()
     first, second = finish_all(*both, timeout=55)  # --rdzv-timeout is 60
     assert result_of(first)["evaluated"] == 19
     assert "rank 1 was killed by SIGKILL" in second.stderr

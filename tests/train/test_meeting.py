@@ -19,6 +19,16 @@ from train.world import World
 
 SIZE = 3
 
+JOINING = """
+import torch
+from train.meeting import meet
+from train.world import World
+meeting = meet(World(rank={rank}, size={size}), 60)
+print("met", flush=True)
+with meeting.joining(torch.device("cpu")):
+    pass
+"""
+
 Come = Callable[[int], "Future[Meeting]"]
 
 
@@ -27,7 +37,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> dist.TCPStore:
     """That of a launcher, which none of the processes takes with it."""
     store = dist.TCPStore("localhost", 0, is_master=True)
     told = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port)}
-    told |= {"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    told |= {"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_USE_AGENT_STORE": "True", "RANK": "0", "WORLD_SIZE": "1"}
     for name, value in told.items():
         monkeypatch.setenv(name, value)
     return store
@@ -42,7 +52,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 @pytest.fixture
 def come(store: dist.TCPStore, pool: ThreadPoolExecutor) -> Come:
     """Let a rank come to the meeting."""
-    return lambda rank: pool.submit(meet, World(rank=rank, size=SIZE), 20)
+    return lambda rank: pool.submit(meet, World(rank=rank, size=SIZE), 60)
 
 
 def told(pool: ThreadPoolExecutor, meetings: list[Meeting], value: str) -> list[str]:
@@ -64,14 +74,18 @@ def test_each_time_they_meet_anew(come: Come, pool: ThreadPoolExecutor, order: t
         meetings[0].keep_run_dir(Path("runs/\udcff"))
 
 
+def start_apart(rank: int) -> subprocess.Popen[str]:
+    """Let a rank come that can be killed."""
+    words = [sys.executable, "-c", JOINING.format(rank=rank, size=SIZE)]
+    return subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
 def test_a_rank_that_is_killed_before_they_met(store: dist.TCPStore, come: Come, pool: ThreadPoolExecutor) -> None:
     """The one in its place is met, and no other has to be started again."""
     main = come(0)
-    while not store.check(["sluice/call"]):
+    while not store.check(["meetings/call"]):
         time.sleep(0.01)
-    keys = store.num_keys()
-    waiting = f"from train.meeting import *; meet(World(rank=1, size={SIZE}), 60)"
-    process = subprocess.Popen([sys.executable, "-c", waiting], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    keys, process = store.num_keys(), start_apart(1)
     wait_until(lambda: store.num_keys() > keys, process)
     process.kill()
     process.communicate()
@@ -80,12 +94,25 @@ def test_a_rank_that_is_killed_before_they_met(store: dist.TCPStore, come: Come,
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_is_killed_once_they_met(come: Come, pool: ThreadPoolExecutor, rank: int) -> None:
+@pytest.mark.parametrize("first", ["the others", "the one in its place"])
+def test_a_rank_that_is_killed_when_it_is_ready(come: Come, pool: ThreadPoolExecutor, rank: int, first: str) -> None:
     """The others hear of it from the one in its place, which meets those in theirs."""
-    met = [come(each) for each in range(SIZE)]
-    others = [each.result() for each in met if each.result().world.rank != rank]
-    early = come(rank)
-    ends = [pool.submit(join, other) for other in others]
+    process = start_apart(rank)
+    coming = [come(other) for other in range(SIZE) if other != rank]
+    assert process.stdout is not None
+    assert process.stdout.readline() == "met\n"
+    time.sleep(0.2)
+    process.kill()
+    process.communicate()
+    others = [each.result() for each in coming]
+    if first == "the others":
+        ends = [pool.submit(join, other) for other in others]
+        time.sleep(0.2)
+        early = come(rank)
+    else:
+        early = come(rank)
+        time.sleep(0.2)
+        ends = [pool.submit(join, other) for other in others]
     for end in ends:
         with pytest.raises(SystemExit, match=f"rank {rank} could not begin"):
             end.result()
@@ -117,6 +144,12 @@ def test_ranks_that_do_not_come(store: dist.TCPStore, pool: ThreadPoolExecutor) 
         meet(World(rank=0, size=2), 1)
     with pytest.raises(InputError, match=rf"MASTER_PORT {store.port}: .* 1 s .*waiting for rank 0"):
         meet(World(rank=1, size=2), 1)
+    # Who has come and gone is not met.
+    main = pool.submit(meet, World(rank=0, size=3), 60)
+    with pytest.raises(InputError, match="waiting for rank 2"):
+        meet(World(rank=1, size=3), 1)
+    with pytest.raises(SystemExit, match="rank 1 could not begin"):
+        main.result()
     meetings = [each.result() for each in [pool.submit(meet, World(rank=rank, size=2), 1) for rank in range(2)]]
     with pytest.raises(InputError, match="rank 1, which was not ready --rdzv-timeout 1 s after this one"):
         join(meetings[0])

@@ -156,8 +156,13 @@ def test_a_restarted_run_goes_on_where_it_was(
     start.unlink()
     train(*flags, "--resume", start, "--epochs", 3, capsys=capsys)
     assert len(indices(run_dir)) == 33
-    train(*torch_run(dataset, "--performance", 12), capsys=capsys)  # begins anew, as what it measures does
-    assert [path.name for path in Path("runs").iterdir()] == [run_dir.name]
+    # What the launcher's script does besides is not that run.
+    before = sorted(run_dir.rglob("*"))
+    measured = train(*torch_run(dataset, "--performance", 12), capsys=capsys)
+    monkeypatch.setattr(sys, "argv", ["train/run.py", "--another"])
+    another = train(*flags, capsys=capsys)
+    assert len({str(run_dir), measured["run_dir"], another["run_dir"]}) == 3
+    assert sorted(run_dir.rglob("*")) == before
     del first
     # That a launch was refused does not make the run that was there its own.
     second = launch(monkeypatch)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 from processes import Accident, run_process, run_ranks
+from scripts import ranks_of
 from test_kill import EVERYTHING, KILLED, assert_same_end
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,14 +44,8 @@ def wait_for_a_step(log: Path, process: subprocess.Popen[bytes]) -> int:
     return int(told[1])
 
 
-def ranks(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """The training processes, by rank."""
-    found = [child for child in psutil.Process(process.pid).children() if "run.py" in " ".join(child.cmdline())]
-    return sorted(found, key=lambda child: int(child.environ()["RANK"]))
-
-
 def to_rank(rank: int, number: signal.Signals) -> Callable[[subprocess.Popen[bytes]], None]:
-    return lambda process: ranks(process)[rank].send_signal(number)
+    return lambda process: ranks_of(process)[rank].send_signal(number)
 
 
 def to_all(number: signal.Signals) -> Callable[[subprocess.Popen[bytes]], None]:
