@@ -1,6 +1,7 @@
 """Where a loader's time goes."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -44,28 +45,37 @@ def parts_of(name: str, dataset: Path, **options: object) -> LoaderParts:
     return measure_parts(name, spec_of(dataset), 224, BATCHES, rounds=3, **options)
 
 
+def assert_once(holds: Callable[[LoaderParts], bool], name: str, dataset: Path) -> None:
+    """A core that others use too is slower at times: one of a few measurements is enough, because wrong accounting is
+    never right."""
+    tried = []
+    for _ in range(5):
+        tried.append(parts_of(name, dataset))
+        if holds(tried[-1]):
+            return
+    pytest.fail(f"measured {tried}")
+
+
 @pytest.mark.parametrize("name", ["torch", "ffcv"])
 def test_the_parts_sum_to_the_whole(name: str, photographs: Path) -> None:
-    """Within 10 %, of CPU time. A core that others use too is slower at times: one of a few measurements is enough,
-    because wrong accounting is never right."""
-    shares = []
-    for _ in range(5):
-        parts = parts_of(name, photographs)
+    """Within 10 %, of CPU time."""
+
+    def sum_up(parts: LoaderParts) -> bool:
         assert parts.images == BATCHES * 16
         assert set(parts.parts_s) >= {"read", "crop", "decode", "resize"}
-        shares.append(sum(parts.parts_s.values()) / parts.whole_s)
-        if 0.9 < shares[-1] < 1.1:
-            return
-    pytest.fail(f"the parts are {shares} of the whole")
+        return abs(parts.other_s) < 0.1 * parts.whole_s
+
+    assert_once(sum_up, name, photographs)
 
 
 @pytest.mark.parametrize("name", ["webdataset", "dali"])
 def test_what_a_library_does_not_show_is_other(name: str, photographs: Path) -> None:
-    parts = parts_of(name, photographs)
-    seen = set(parts.parts_s)
-    # DALI decodes in threads of its own; webdataset takes the tar stream apart, which is little.
-    assert seen == ({"read", "crop", "resize"} if name == "dali" else set(PARTS))
-    assert parts.other_s > (0 if name == "dali" else -0.1 * parts.whole_s)
+    def is_other(parts: LoaderParts) -> bool:
+        # DALI decodes in threads of its own; webdataset takes the tar stream apart, which is little.
+        assert set(parts.parts_s) == ({"read", "crop", "resize"} if name == "dali" else set(PARTS))
+        return parts.other_s > (0 if name == "dali" else -0.1 * parts.whole_s)
+
+    assert_once(is_other, name, photographs)
 
 
 def test_a_loader_is_left_as_it_was(photographs: Path) -> None:
