@@ -52,8 +52,8 @@ def _found(config: TrainConfig, own: Path | None) -> str:
     path, state = None, dict[str, Any]()
     if run_dir := own or (config.run_dir if config.resume == "auto" else None):
         path, state = checkpoint.newest_sound(run_dir) or (path, state)
-    if path is None and config.resume not in (None, "auto"):
-        path = Path(config.resume or "")
+    if path is None and config.resume is not None and config.resume != "auto":
+        path = Path(config.resume)
         state = checkpoint.load(path)
     try:
         return json.dumps([path and str(path), {key: state[key] for key in ("config", "position") if key in state}])

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,6 +72,16 @@ def abort(*pids: int) -> None:
 def _send(process: psutil.Process, number: signal.Signals) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(number)
+
+
+def launched(patch: pytest.MonkeyPatch) -> dist.TCPStore:
+    """Let this process be the only one of a launch, by its environment. Returns the store, which is the launcher's."""
+    store = dist.TCPStore("localhost", 0, is_master=True)
+    told = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "MASTER_ADDR": "localhost"}
+    told |= {"MASTER_PORT": store.port, "TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_USE_AGENT_STORE": True}
+    for name, value in told.items():
+        patch.setenv(name, str(value))
+    return store
 
 
 def ranks_of(launcher: subprocess.Popen[Any]) -> list[psutil.Process]:

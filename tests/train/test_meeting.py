@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from scripts import ROOT, wait_until
+from scripts import ROOT, launched, wait_until
 
 from pipeline.errors import InputError
 from train.meeting import Meeting, meet
@@ -35,12 +35,7 @@ Come = Callable[[int], "Future[Meeting]"]
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> dist.TCPStore:
     """That of a launcher, which none of the processes takes with it."""
-    store = dist.TCPStore("localhost", 0, is_master=True)
-    told = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port)}
-    told |= {"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_USE_AGENT_STORE": "True", "RANK": "0", "WORLD_SIZE": "1"}
-    for name, value in told.items():
-        monkeypatch.setenv(name, value)
-    return store
+    return launched(monkeypatch)
 
 
 @pytest.fixture

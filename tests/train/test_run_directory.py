@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
+from scripts import launched
 from test_run import ROOT, SMALL, indices, refused, train
 
 import models
@@ -127,16 +127,6 @@ def test_a_checkpoint_names_the_run_to_go_on_with(
     assert [*copy.parent.iterdir()] == [copy]
 
 
-def launch(patch: pytest.MonkeyPatch) -> dist.TCPStore:
-    """Let this process be the only one of a launch; the store that is returned is its launcher's."""
-    store = dist.TCPStore("localhost", 0, is_master=True)
-    told = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "MASTER_ADDR": "localhost"}
-    told |= {"MASTER_PORT": store.port, "TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_USE_AGENT_STORE": True}
-    for name, value in told.items():
-        patch.setenv(name, str(value))
-    return store
-
-
 @pytest.mark.filterwarnings("ignore:Unable to enable fault handler")  # stderr is captured
 def test_a_restarted_run_goes_on_where_it_was(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -144,7 +134,7 @@ def test_a_restarted_run_goes_on_where_it_was(
     """Whatever --resume and --run-dir say: that was its beginning."""
     monkeypatch.chdir(tmp_path)
     flags, start = torch_run(dataset, "--log-indices"), tmp_path / "start.pt"
-    first = launch(monkeypatch)
+    first = launched(monkeypatch)
     run_dir = Path(train(*flags, capsys=capsys)["run_dir"])
     (run_dir / "checkpoints" / "step-00000011.pt").rename(start)
     shutil.rmtree(run_dir / "checkpoints")  # it died before its first checkpoint
@@ -165,7 +155,7 @@ def test_a_restarted_run_goes_on_where_it_was(
     assert sorted(run_dir.rglob("*")) == before
     del first
     # That a launch was refused does not make the run that was there its own.
-    second = launch(monkeypatch)
+    second = launched(monkeypatch)
     for _ in range(2):
         told = refused_by(*flags, "--run-dir", run_dir, capsys=capsys)
         assert told.endswith("holds a run; add --resume auto or choose another")

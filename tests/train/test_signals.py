@@ -12,10 +12,9 @@ from pathlib import Path
 
 import psutil
 from processes import Accident, run_process, run_ranks
-from scripts import ranks_of
+from scripts import ROOT, ranks_of
 from test_kill import EVERYTHING, KILLED, assert_same_end
 
-ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = (sys.executable,)
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 SECONDS = 120
