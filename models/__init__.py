@@ -1,100 +1,61 @@
 """The registry: which models there are, how they are built and what they expect of an image."""
 
 import ast
-import importlib.util
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
-import torch
-import torchvision
 from torch import Tensor, nn
 
-from models import alexnet, pnasnet, pyramidnet, resnet, se_resnet
-from models.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
+from models import alexnet, libraries, own, pnasnet, pyramidnet, resnet, se_resnet
+from models.blurpool import apply_blurpool
+from models.card import ModelCard, ModelOptionError, Options, UnknownModelError, did_you_mean
+from models.normalize import Normalize
+from models.own import OwnCodeError, is_own, short_name
+from models.pretrained import Weights
 
-Options = dict[str, Any]
+__all__ = [
+    "AUXILIARY_LOSS_WEIGHT",
+    "REGISTRY",
+    "Classifier",
+    "ModelCard",
+    "ModelOptionError",
+    "Options",
+    "OwnCodeError",
+    "UnknownModelError",
+    "card",
+    "check_options",
+    "create",
+    "full_name",
+    "is_own",
+    "names",
+    "outline",
+    "parse_options",
+    "short_name",
+]
 
-
-class UnknownModelError(ValueError):
-    """No model of that name; the message lists the known ones."""
-
-
-class ModelOptionError(ValueError):
-    """A model has no such option, or not with this value."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelCard:
-    """A model and the settings it was published with."""
-
-    build: Callable[..., nn.Module]  # number of classes, options by name -> network taking normalised images
-    resolution: int = 224
-    eval_resize: int = 256
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
-    lr_per_256: float = 0.1
-    """SGD's learning rate for a global batch of 256 images; scaled linearly to the actual one."""
-    background_class: bool = False
-    """Whether published weights have one class more, the background, before the 1000 of ImageNet."""
-    paper: str = ""
-    top1: str = ""
-    """ImageNet accuracy in percent, one crop, and who published it."""
-
-
-def _pyramidnet(depth: int, alpha: float, top1: str) -> ModelCard:
-    build = partial(pyramidnet.build, depth=depth, alpha=alpha)
-    return ModelCard(build=build, lr_per_256=0.5, paper="arXiv:1610.02915", top1=top1)
-
-
-# Learning rates are those of the model zoos that Sluice replaces.
-REGISTRY = {
-    # Krizhevsky, "One weird trick for parallelizing convolutional neural networks"
-    "alexnet": ModelCard(build=alexnet.build, lr_per_256=0.01, paper="arXiv:1404.5997", top1="56.522 torchvision"),
-    # He et al., "Deep residual learning for image recognition"
-    "resnet152": ModelCard(
-        build=resnet.build_resnet152, paper="arXiv:1512.03385", top1="78.312 torchvision V1 (82.284 V2)"
-    ),
-    # Hu et al., "Squeeze-and-excitation networks": torchvision's ResNet-50 with excitations, and the authors' own
-    "se_resnet50": ModelCard(
-        build=se_resnet.build_se_resnet50, lr_per_256=0.15, paper="arXiv:1709.01507", top1="77.5 Ascend model zoo"
-    ),
-    "se_resnet50_caffe": ModelCard(
-        build=se_resnet.build_se_resnet50_caffe, lr_per_256=0.15, paper="arXiv:1709.01507", top1="77.63 authors"
-    ),
-    # Liu et al., "Progressive neural architecture search"
-    "pnasnet5large": ModelCard(
-        build=pnasnet.build,
-        resolution=331,
-        eval_resize=378,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-        lr_per_256=0.4,
-        background_class=True,
-        paper="arXiv:1712.00559",
-        top1="82.74 Cadene (82.9 authors)",
-    ),
-    # Han et al., "Deep pyramidal residual networks"; depth, alpha and block are options
-    "pyramidnet": _pyramidnet(101, 360.0, "78.02 authors"),
-    "pyramidnet164_a48": _pyramidnet(164, 48.0, ""),
-    "pyramidnet101_a360": _pyramidnet(101, 360.0, "78.02 authors"),
-    "pyramidnet200_a300": _pyramidnet(200, 300.0, "79.53 authors"),
-    "pyramidnet200_a450": _pyramidnet(200, 450.0, "79.89 authors"),
+REGISTRY: dict[str, ModelCard] = {
+    "alexnet": alexnet.CARD,
+    "resnet152": resnet.CARD,
+    "se_resnet50": se_resnet.CARD,
+    "se_resnet50_caffe": se_resnet.CAFFE_CARD,
+    "pnasnet5large": pnasnet.CARD,
+    "pyramidnet": pyramidnet.card(depth=101, alpha=360.0, top1="78.02 authors"),
+    "pyramidnet164_a48": pyramidnet.card(depth=164, alpha=48.0),
+    "pyramidnet101_a360": pyramidnet.card(depth=101, alpha=360.0, top1="78.02 authors"),
+    "pyramidnet200_a300": pyramidnet.card(depth=200, alpha=300.0, top1="79.53 authors"),
+    "pyramidnet200_a450": pyramidnet.card(depth=200, alpha=450.0, top1="79.89 authors"),
 }
+"""Each model's facts are in its own file; help, error messages and the table of models follow from here."""
 
 AUXILIARY_LOSS_WEIGHT = 0.4
 """Of each auxiliary head: Szegedy et al., arXiv:1512.00567, and Zoph et al., arXiv:1707.07012."""
-
-_TORCHVISION, _TIMM = "torchvision/", "timm/"
 
 
 class Classifier(nn.Module):
     """Normalisation and a network: uint8 images [B, 3, R, R] to logits [B, classes].
 
-    In training a network with auxiliary heads gives a tuple: the logits and those of each head. Checkpoints hold the
-    state_dict of `network` alone, with the names of the published weights.
+    In training, a network with auxiliary heads returns a tuple: the logits and those of each head. Checkpoints hold
+    the state_dict of `network` alone, with the names of the published weights.
     """
 
     def __init__(self, network: nn.Module, card: ModelCard) -> None:
@@ -103,42 +64,96 @@ class Classifier(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
-        return self.network(self.normalize(images))
+        logits: Tensor | tuple[Tensor, ...] = self.network(self.normalize(images))
+        return logits
 
 
 def names() -> list[str]:
-    """Every model, ours first, then `torchvision/<name>`. timm's are not listed: importing it takes seconds."""
-    theirs = torchvision.models.list_models(module=torchvision.models)
-    return [*REGISTRY, *(f"{_TORCHVISION}{name}" for name in theirs)]
+    """Every model, ours first, then `torchvision/<name>`. timm's are not listed: importing timm takes seconds."""
+    return [*REGISTRY, *libraries.torchvision_names()]
 
 
-def card(name: str) -> ModelCard:
-    """The card of a model. Raises UnknownModelError."""
+def full_name(name: str) -> str:
+    """A model's name with its library: `resnet50` is torchvision's, because there is none of that name among ours.
+    Unknown names are returned as they are."""
+    qualified = f"{libraries.TORCHVISION}{name}"
+    return qualified if name not in REGISTRY and qualified in libraries.torchvision_names() else name
+
+
+def card(name: str, flag: str = "--model") -> ModelCard:
+    """The card of a model. Raises UnknownModelError and OwnCodeError, which name the flag."""
+    name = full_name(name)
+    if is_own(name):
+        return _own_card(name, flag)
     if name in REGISTRY:
         return REGISTRY[name]
-    if name.startswith(_TIMM):
-        return _timm_card(name)
-    if name in names():
-        return _torchvision_card(name.removeprefix(_TORCHVISION))
+    if name.startswith(libraries.TIMM):
+        return libraries.timm_card(name)
+    if name in libraries.torchvision_names():
+        return libraries.torchvision_card(name)
+    plain_names = [known.removeprefix(libraries.TORCHVISION) for known in libraries.torchvision_names()]
+    hint = did_you_mean(name.removeprefix(libraries.TORCHVISION), dict.fromkeys([*REGISTRY, *plain_names]))
     raise UnknownModelError(
-        f"--model {name}: unknown; there are {', '.join(REGISTRY)}, timm/<name> and torchvision/<name> such as "
+        f"{flag} {name}: unknown{hint}; there are {', '.join(REGISTRY)}, timm/<name> and torchvision/<name> such as "
         f"torchvision/resnet18 (`python -c 'import torchvision; print(torchvision.models.list_models())'`)"
     )
 
 
-def create(name: str, num_classes: int, options: Options | None = None) -> Classifier:
-    """Build a model with fresh weights from torch's random generator. Raises UnknownModelError."""
+def _own_card(name: str, flag: str) -> ModelCard:
+    """Of a model of the user's own: a card, or a function that builds a network of so many classes."""
+    found = own.find(name, flag)
+    if isinstance(found, ModelCard):
+        return found
+    if not callable(found):
+        raise OwnCodeError(f"{flag} {name}: must be a function of the number of classes, or a models.ModelCard")
+    return ModelCard(build=found)
+
+
+def create(
+    name: str,
+    num_classes: int,
+    options: Options | None = None,
+    *,
+    blurpool: bool = False,
+    grad_checkpointing: bool = False,
+) -> Classifier:
+    """Build a model, its weights initialised from torch's random generator. Raises UnknownModelError, and
+    ModelOptionError where it has no place for BlurPool (`models/blurpool.py`) or no gradient checkpointing."""
     model_card = card(name)
-    return Classifier(model_card.build(num_classes, **(options or {})), model_card)
+    network = model_card.build(num_classes, **(options or {}))
+    _adapt(name, network, blurpool, grad_checkpointing)
+    return Classifier(network, model_card)
 
 
-def parse_options(words: Sequence[str]) -> Options:
-    """`NAME=VALUE` words as options: values as Python writes them, any other text as it is. Raises ModelOptionError."""
+def _adapt(name: str, network: nn.Module, blurpool: bool, grad_checkpointing: bool) -> None:
+    if blurpool and not apply_blurpool(network):
+        raise ModelOptionError(f"--blurpool: {name} has no convolution with a stride that could be blurred")
+    if grad_checkpointing:
+        enable: Callable[[bool], None] | None = getattr(network, "set_grad_checkpointing", None)
+        if enable is None:
+            raise ModelOptionError(f"--grad-checkpointing: {name} does not have it; models of timm do (timm/<name>)")
+        enable(True)
+
+
+def outline(name: str, options: Options | None = None, *, blurpool: bool = False) -> tuple[Weights, list[str]]:
+    """A model's state_dict, without memory for its values, and the names in it of the last layers, whose first
+    dimension is the number of classes. Raises UnknownModelError."""
+    build = card(name).build_without_memory
+    networks = [build(classes, **(options or {})) for classes in (10, 11)]
+    for network in networks:
+        _adapt(name, network, blurpool, grad_checkpointing=False)
+    own, other = (network.state_dict() for network in networks)
+    return own, [key for key, value in own.items() if value.shape != other[key].shape]
+
+
+def parse_options(words: Sequence[str], flag: str = "--model-kwargs") -> Options:
+    """`NAME=VALUE` words as options: values in Python's notation, anything else as text. Raises ModelOptionError, which
+    names the flag."""
     options: Options = {}
     for word in words:
         name, equals, value = word.partition("=")
         if not (name.isidentifier() and equals):
-            raise ModelOptionError(f"--model-kwargs {word}: must be NAME=VALUE")
+            raise ModelOptionError(f"{flag} {word}: must be NAME=VALUE")
         try:
             options[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
@@ -146,78 +161,39 @@ def parse_options(words: Sequence[str]) -> Options:
     return options
 
 
-def check_options(name: str, options: Options) -> None:
-    """Raises ModelOptionError where a model does not take these options, UnknownModelError without such a model.
+def check_options(name: str, options: Options, *, blurpool: bool = False, grad_checkpointing: bool = False) -> None:
+    """Raises ModelOptionError where a model does not take these options, UnknownModelError for an unknown model,
+    OwnCodeError for one of the user's own that cannot be built.
 
     The model is built to find out, but without memory for its weights.
     """
-    build = card(name).build
-    if not options:
+    model_card = card(name)
+    if not (options or blurpool or grad_checkpointing or is_own(name)):
         return
-    text = f"--model-kwargs {' '.join(f'{key}={value}' for key, value in options.items())}"
-    if name in REGISTRY:
-        _check_types(name, build, options, text)
+    flag = f"--model-kwargs {' '.join(f'{key}={value}' for key, value in options.items())}"
+    if full_name(name) in REGISTRY:
+        _check_types(name, model_card.build, options, flag)
     try:
-        with torch.device("meta"):
-            build(10, **options)
-    except Exception as error:  # torchvision and timm raise whatever the value leads to
-        raise ModelOptionError(f"{text}: {' '.join(str(error).split())}") from error
+        network = model_card.build_without_memory(10, **options)
+    except Exception as error:  # torchvision, timm and own code raise whatever the value leads to
+        if is_own(name):
+            raise OwnCodeError(f"--model {name}: {own.reason(error)}") from error
+        raise ModelOptionError(f"{flag}: {' '.join(str(error).split())}") from error
+    if not isinstance(network, nn.Module):
+        raise OwnCodeError(f"--model {name}: must return a torch.nn.Module, not {type(network).__name__}")
+    try:
+        _adapt(name, network, blurpool, grad_checkpointing)
+    except AssertionError as error:  # some of timm's models have the method, and refuse
+        raise ModelOptionError(f"--grad-checkpointing: {name}: {' '.join(str(error).split())}") from error
 
 
-def _check_types(name: str, build: Callable[..., nn.Module], options: Options, text: str) -> None:
-    """Options must be of the type of their default; a whole number will do for a float."""
+def _check_types(name: str, build: Callable[..., nn.Module], options: Options, flag: str) -> None:
+    """Options must have the type of their default; an int is accepted for a float."""
     parameters = inspect.signature(build).parameters.values()
     defaults = {item.name: item.default for item in parameters if item.kind is item.KEYWORD_ONLY}
     for key, value in options.items():
         if key not in defaults:
-            raise ModelOptionError(f"{text}: {name} takes {', '.join(defaults) or 'no options'}")
-        wanted = type(defaults[key])
-        if type(value) is not wanted and not (wanted is float and type(value) is int):
-            raise ModelOptionError(f"{text}: {key} must be of type {wanted.__name__}, as in {key}={defaults[key]}")
-
-
-def _torchvision_card(name: str) -> ModelCard:
-    weights = torchvision.models.get_model_weights(name)
-    # Version 1 was trained and evaluated at the resolution the architecture is built for.
-    preset = getattr(weights, "IMAGENET1K_V1", weights.DEFAULT).transforms.keywords
-    without_batch_norm = name in ("alexnet", "vgg11", "vgg13", "vgg16", "vgg19") or name.startswith("squeezenet")
-    return ModelCard(
-        build=partial(_build_torchvision, name),
-        resolution=preset["crop_size"],
-        eval_resize=preset.get("resize_size", 256),
-        mean=tuple(preset.get("mean", IMAGENET_MEAN)),
-        std=tuple(preset.get("std", IMAGENET_STD)),
-        lr_per_256=0.01 if without_batch_norm else 0.1,
-    )
-
-
-def _build_torchvision(name: str, num_classes: int, **options: Any) -> nn.Module:
-    if name in ("googlenet", "inception_v3"):
-        options = {"aux_logits": False, "init_weights": True} | options
-    return torchvision.models.get_model(name, num_classes=num_classes, weights=None, **options)
-
-
-def _timm_card(name: str) -> ModelCard:
-    if importlib.util.find_spec("timm") is None:
-        raise UnknownModelError(f"--model {name}: timm is not installed (pip install timm)")
-    import timm  # takes 2 s, which other models need not wait for
-
-    theirs = name.removeprefix(_TIMM)
-    if not timm.is_model(theirs):
-        listing = "python -c 'import timm; print(timm.list_models())'"
-        raise UnknownModelError(f"--model {name}: unknown to timm (`{listing}`)")
-    config = timm.models.get_pretrained_cfg(theirs)
-    side = config.input_size[-1]
-    return ModelCard(
-        build=partial(_build_timm, theirs),
-        resolution=side,
-        eval_resize=int(side / config.crop_pct),
-        mean=config.mean,
-        std=config.std,
-    )
-
-
-def _build_timm(name: str, num_classes: int, **options: Any) -> nn.Module:
-    import timm
-
-    return timm.create_model(name, num_classes=num_classes, **options)
+            raise ModelOptionError(f"{flag}: {name} takes {', '.join(defaults) or 'no options'}")
+        expected = type(defaults[key])
+        if type(value) is not expected and not (expected is float and type(value) is int):
+            raise ModelOptionError(f"{flag}: {key} must be of type {expected.__name__}, as in {key}={defaults[key]}")

@@ -1,13 +1,13 @@
 """PNASNet-5-Large as Cadene published it: Liu et al., "Progressive neural architecture search", arXiv:1712.00559.
 
-86,057,668 parameters at 1000 classes. Names in the state_dict and results are Cadene's; the way there is shorter:
+86,057,668 parameters at 1000 classes. Names in the state_dict and results are Cadene's, computed with less work:
 
-- a cell's inputs are only ever used behind a ReLU, so each cell ends with it, once and in place, and inside a cell
-  each tensor goes through ReLU and max-pool once, where the original repeats both for every branch;
+- a cell's inputs are only used after a ReLU, so each cell ends with one, in place, and inside a cell each tensor goes
+  through ReLU and max-pool once, where the original repeats both for every branch;
 - the shifts by one pixel (a pad, then a crop, of full-size tensors) are folded into the convolution or the pool that
-  follows. Nothing is padded or copied, so channels_last stays.
+  follows. Nothing is padded or copied, so channels_last strides are kept.
 
-For two images of 159 pixels a training step so takes 528 MiB at most instead of 621, the weights' gradients included,
+For two images of 159 pixels, a training step takes at most 528 MiB instead of 621, the weights' gradients included,
 and 7 to 12 % less time on a CPU; `make bench-models` measures it.
 """
 
@@ -18,17 +18,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.card import ModelCard
+
 EPSILON = 0.001
 AUXILIARY_CHANNELS = 4320
-"""Of cell 8's output."""
+"""Channels of cell 8's output."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What differs from Cadene's network, as Huawei's Ascend model zoo trains it."""
+    """Where a network may depart from Cadene's; Huawei's Ascend model zoo does so in `zero_pad`."""
 
     drop_path: float = 0.0
-    """Share of samples whose separable branches are dropped, each by itself, in training (the zoo: 0.4)."""
+    """Probability that a separable branch is dropped for a sample, in training. The zoo's trainer stores 0.4 as an
+    attribute that nothing reads, and calls drop_path() with its default training=False: its run had none."""
     zero_pad: bool = True
     """False leaves out the shifts by one pixel in cell 4 and where a cell halves its left input. Shapes and
     parameters stay, features do not."""
@@ -39,14 +42,14 @@ class Options:
 
 
 def drop_path(branch: Tensor, probability: float) -> Tensor:
-    """Zero samples of [B, C, H, W] with this probability and scale the others so that the mean stays; in place."""
+    """Zero samples of [B, C, H, W] with this probability and scale the others so that the mean is kept; in place."""
     keep = 1 - probability
     mask = torch.empty(len(branch), 1, 1, 1, dtype=branch.dtype, device=branch.device).bernoulli_(keep)
     return branch.mul_(mask.div_(keep))
 
 
 class SeparableConv2d(nn.Module):
-    """A depthwise convolution and a pointwise one, without bias."""
+    """A depthwise and a pointwise convolution, without bias."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, shifted: bool) -> None:
         super().__init__()
@@ -65,14 +68,15 @@ class SeparableConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         depthwise = self.depthwise_conv2d
         x = _shifted_convolution(depthwise, x) if self.shifted else depthwise(x)
-        return self.pointwise_conv2d(x)
+        out: Tensor = self.pointwise_conv2d(x)
+        return out
 
 
 def _shifted_convolution(convolution: nn.Conv2d, x: Tensor) -> Tensor:
-    """A convolution of stride 2 whose grid lies one pixel further right and down, where the side is even.
+    """A convolution of stride 2 whose grid lies one pixel further right and down where the side is even.
 
-    That is padding as TensorFlow's SAME does it. One row and one column too many are computed and cut off; to pad
-    the input instead would copy four times as much.
+    That is TensorFlow's SAME padding. One extra row and column are computed and cut off; padding the input instead
+    would copy four times as much.
     """
     (down, right), padding = _shift(x), convolution.kernel_size[0] // 2
     out = functional.conv2d(
@@ -82,12 +86,12 @@ def _shifted_convolution(convolution: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def _shift(x: Tensor) -> tuple[int, int]:
-    """1 for an even side and 0 for an odd one: there SAME padding is symmetric."""
+    """Shift down and right: 1 for an even side, 0 for an odd one, where SAME padding is symmetric."""
     return 1 - x.shape[2] % 2, 1 - x.shape[3] % 2
 
 
 class BranchSeparables(nn.Module):
-    """Two separable convolutions with batch norm and a ReLU between them; takes what is behind a ReLU already."""
+    """Two separable convolutions with batch norm and a ReLU between them. The input has been through a ReLU."""
 
     def __init__(
         self,
@@ -108,13 +112,13 @@ class BranchSeparables(nn.Module):
         self.drop_path = 0.0 if stem_cell else options.drop_path
 
     def forward(self, rectified: Tensor) -> Tensor:
-        out = functional.relu_(self.bn_sep_1(self.separable_1(rectified)))
+        out: Tensor = functional.relu_(self.bn_sep_1(self.separable_1(rectified)))
         out = self.bn_sep_2(self.separable_2(out))
         return drop_path(out, self.drop_path) if self.training and self.drop_path else out
 
 
 class ConvBn(nn.Module):
-    """A 1x1 convolution with batch norm; takes what is behind a ReLU already."""
+    """A 1x1 convolution with batch norm. The input has been through a ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
@@ -122,14 +126,15 @@ class ConvBn(nn.Module):
         self.bn = nn.BatchNorm2d(out_channels, eps=EPSILON)
 
     def forward(self, rectified: Tensor) -> Tensor:
-        return self.bn(self.conv(rectified))
+        out: Tensor = self.bn(self.conv(rectified))
+        return out
 
 
 class FactorizedReduction(nn.Module):
-    """Half the side, rounded up: a 1x1 convolution of every other pixel and one of those between them.
+    """Half the side, rounded up: a 1x1 convolution of every other pixel and one of the pixels between.
 
-    Takes what is behind a ReLU already. Without `zero_pad` both convolutions see the same pixels. Slices are what
-    the original's average-pools of one pixel give; convolutions of stride 2 would be rounded differently.
+    The input has been through a ReLU. Without `zero_pad` both convolutions see the same pixels. Slices equal the
+    original's average-pools of one pixel; convolutions of stride 2 would round differently.
     """
 
     def __init__(self, in_channels: int, out_channels: int, options: Options) -> None:
@@ -143,14 +148,15 @@ class FactorizedReduction(nn.Module):
 
     def forward(self, rectified: Tensor) -> Tensor:
         first = second = rectified[:, :, ::2, ::2]
-        if self.zero_pad:  # behind the edge of an odd side are zeros
+        if self.zero_pad:  # beyond the edge of an odd side are zeros
             height, width = rectified.shape[2:]
             second = functional.pad(rectified[:, :, 1::2, 1::2], (0, width % 2, 0, height % 2))
-        return self.final_path_bn(torch.cat([self.path_1(first), self.path_2(second)], 1))
+        out: Tensor = self.final_path_bn(torch.cat([self.path_1(first), self.path_2(second)], 1))
+        return out
 
 
 class Branches(nn.Module):
-    """What all cells do: five sums of two branches each (figure 1 of the paper), side by side and behind a ReLU."""
+    """What all cells share: five sums of two branches each (figure 1 of the paper), concatenated, then a ReLU."""
 
     def __init__(
         self, in_channels: int, channels: int, options: Options, stride: int, shifted: bool, stem_cell: bool
@@ -170,14 +176,14 @@ class Branches(nn.Module):
         self.comb_iter_4_right = ConvBn(channels, channels, stride) if stride > 1 else None
 
     def pool(self, x: Tensor) -> Tensor:
-        """Max-pool 3x3 with the cell's stride; shifted by one pixel it is one that rounds the size up."""
+        """Max-pool 3x3 with the cell's stride; shifted by one pixel, that is a pool that rounds the size up."""
         if not self.shifted:
             return functional.max_pool2d(x, 3, self.stride, padding=1)
         down, right = _shift(x)
         return functional.max_pool2d(x, 3, 2, padding=(1 - down, 1 - right), ceil_mode=True)
 
     def combine(self, rectified_left: Tensor, pooled_left: Tensor, right: Tensor) -> Tensor:
-        """[B, C, H, W] each, to [B, 5 * channels, H / stride, W / stride]."""
+        """Three inputs [B, C, H, W] to [B, 5 * channels, H / stride, W / stride]."""
         rectified_right, pooled_right = functional.relu(right), self.pool(right)
         straight = right if self.comb_iter_4_right is None else self.comb_iter_4_right(rectified_right)
         third = self.comb_iter_2_left(rectified_right).add_(self.comb_iter_2_right(rectified_right)).relu_()
@@ -192,7 +198,7 @@ class Branches(nn.Module):
 
 
 class CellStem0(Branches):
-    """The first cell: both its inputs are the output of the first convolution."""
+    """The first cell, whose two inputs are both the output of the first convolution."""
 
     def __init__(self, in_channels: int, channels: int, options: Options) -> None:
         super().__init__(in_channels, channels, options, stride=2, shifted=False, stem_cell=True)
@@ -209,7 +215,7 @@ class CellStem0(Branches):
 
 
 class Cell(Branches):
-    """A cell of the output of the last cell but one (left) and of the last cell (right), both behind a ReLU."""
+    """A cell of the outputs of the last cell but one (left) and of the last cell (right), both after a ReLU."""
 
     def __init__(
         self,
@@ -237,15 +243,15 @@ class Cell(Branches):
 class AuxiliaryHead(nn.Module):
     """Logits from cell 8's output, as in the Ascend model zoo: 2,208,488 parameters at 1000 classes.
 
-    Its average-pool and 3x3 convolution make 1x1 of the 11x11 that 331 pixels give. Larger maps are averaged at
-    the end; smaller ones are pooled to the 3x3 that the convolution needs.
+    Its average-pool and 3x3 convolution reduce the 11x11 of 331 pixels to 1x1. Larger maps are averaged at the end;
+    smaller ones are pooled to the 3x3 that the convolution needs.
     """
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__()
         self.features = nn.Sequential(
             OrderedDict(
-                {  # the zoo's numbers
+                {  # the zoo's names
                     "2": nn.Conv2d(in_channels, 128, kernel_size=1, bias=False),
                     "3": nn.BatchNorm2d(128),
                     "4": nn.ReLU(inplace=True),
@@ -260,11 +266,12 @@ class AuxiliaryHead(nn.Module):
     def forward(self, rectified: Tensor) -> Tensor:
         large = min(rectified.shape[2:]) >= 11
         pooled = functional.avg_pool2d(rectified, 7, 2) if large else functional.adaptive_avg_pool2d(rectified, 3)
-        return self.classifier(self.features(pooled).mean((2, 3)))
+        logits: Tensor = self.classifier(self.features(pooled).mean((2, 3)))
+        return logits
 
 
 class PNASNet5Large(nn.Module):
-    """Images [B, 3, H, W] to logits [B, num_classes]; with `aux`, in training, to these and the auxiliary logits."""
+    """Images [B, 3, H, W] to logits [B, num_classes]; with `aux`, in training, to logits and auxiliary logits."""
 
     def __init__(self, num_classes: int, options: Options, aux: bool) -> None:
         super().__init__()
@@ -314,3 +321,16 @@ def build(num_classes: int, *, aux: bool = False, drop_path: float = 0.0, zero_p
     `aux` adds the auxiliary head. Raises ValueError for a `drop_path` outside [0, 1).
     """
     return PNASNet5Large(num_classes, Options(drop_path=drop_path, zero_pad=zero_pad), aux)
+
+
+CARD = ModelCard(
+    build=build,
+    resolution=331,
+    eval_resize=378,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    lr_per_256=0.4,
+    background_class=True,
+    paper="arXiv:1712.00559",
+    top1="82.74 Cadene (82.9 authors)",
+)

@@ -6,12 +6,15 @@ state_dict are those of the authors' PyTorch code.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
+
+from models.card import ModelCard
 
 Block = Literal["basic", "bottleneck"]
 
@@ -24,21 +27,21 @@ LAYERS: dict[tuple[str, int], tuple[int, ...]] = {
     ("bottleneck", 152): (3, 8, 36, 3),
     ("bottleneck", 200): (3, 24, 36, 3),
 }
-"""Blocks of the four stages. Other depths are spread evenly, rounded down, as the authors' code does it."""
+"""Blocks of the four stages. Other depths are spread evenly, rounded down, as in the authors' code."""
 
 
 def stage_blocks(depth: int, block: Block) -> tuple[int, ...]:
-    """Blocks of each of the four stages. Raises ValueError where `depth` is less than one block a stage."""
+    """Blocks of each of the four stages. Raises ValueError where `depth` gives less than one block a stage."""
     per_stage = (depth - 2) // (12 if block == "bottleneck" else 8)
     if per_stage < 1:
-        raise ValueError(f"depth={depth} is too little for four stages of {block} blocks")
+        raise ValueError(f"depth={depth} is too small for four stages of {block} blocks")
     return LAYERS.get((block, depth), (per_stage,) * 4)
 
 
 def widths(alpha: float, blocks: int) -> Iterator[int]:
     """Width of each of `blocks` blocks: `STEM_WIDTH + k * alpha / blocks`, summed up and rounded as the authors do.
 
-    The running sum is kept unrounded, so that the last width is STEM_WIDTH + alpha.
+    The running sum stays unrounded, so the last width is STEM_WIDTH + alpha.
     """
     width = float(STEM_WIDTH)
     for _ in range(blocks):
@@ -47,8 +50,8 @@ def widths(alpha: float, blocks: int) -> Iterator[int]:
 
 
 class _AddPadded(torch.autograd.Function):
-    """`add_padded` in place. As a function of its own because the gradient is then just views; autograd would copy
-    the whole gradient twice for an addition to a slice."""
+    """`add_padded` in place, with a gradient that consists of views: for an addition to a slice, autograd would copy
+    the whole gradient twice."""
 
     @staticmethod
     def forward(ctx: Any, out: Tensor, shortcut: Tensor) -> Tensor:
@@ -66,26 +69,27 @@ class _AddPadded(torch.autograd.Function):
 def add_padded(out: Tensor, shortcut: Tensor) -> Tensor:
     """`out` plus `shortcut`, whose missing channels count as zero: [B, C, H, W] and [B, c <= C, H, W].
 
-    The padded copy of the shortcut is never made: a compiler fuses it into the sum.
+    No padded copy is made: `out` is overwritten, or a compiler fuses the padding into the sum.
     """
     missing = out.shape[1] - shortcut.shape[1]
     if missing == 0:
         return out.add_(shortcut)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return out + functional.pad(shortcut, (0, 0, 0, 0, 0, missing))
-    return _AddPadded.apply(out, shortcut)
+    total: Tensor = _AddPadded.apply(out, shortcut)
+    return total
 
 
 def normalized_convolution(norm: nn.BatchNorm2d, convolution: nn.Conv2d, x: Tensor) -> Tensor:
     """`convolution(norm(x))`, whose gradient normalises `x` again instead of keeping the result.
 
-    `x` is kept for the gradient of `norm` anyway, and no ReLU lies between. That takes 23 % off the memory of a
-    training step of PyramidNet-164; the time for it is less than what `add_padded` saves. A compiler weighs this by
-    itself.
+    `x` is kept for the gradient of `norm` anyway, and there is no ReLU in between. This saves 23 % of the memory of a
+    training step of PyramidNet-164 and takes less time than `add_padded` saves. A compiler makes this choice itself.
     """
     training = norm.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
     if not training or type(norm) is not nn.BatchNorm2d:
-        return convolution(norm(x))
+        out: Tensor = convolution(norm(x))
+        return out
     assert norm.num_batches_tracked is not None
     assert norm.momentum is not None
     norm.num_batches_tracked.add_(1)
@@ -94,21 +98,22 @@ def normalized_convolution(norm: nn.BatchNorm2d, convolution: nn.Conv2d, x: Tens
     )
     address = normalized.data_ptr()
 
-    def pack(kept: Tensor) -> Tensor | None:
-        return None if kept.data_ptr() == address else kept
+    def pack(saved: Tensor) -> Tensor | None:
+        return None if saved.data_ptr() == address else saved
 
-    def unpack(kept: Tensor | None) -> Tensor:
-        if kept is not None:
-            return kept
+    def unpack(saved: Tensor | None) -> Tensor:
+        if saved is not None:
+            return saved
         variance = inverse_deviation**-2 - norm.eps
         return functional.batch_norm(x, mean, variance, norm.weight, norm.bias, eps=norm.eps)
 
     with saved_tensors_hooks(pack, unpack):
-        return convolution(normalized)
+        convolved: Tensor = convolution(normalized)
+        return convolved
 
 
 class PyramidBlock(nn.Module):
-    """A residual block [B, C, H, W] to [B, C', H / stride, W / stride], sizes rounded up, C' >= C."""
+    """A residual block: [B, C, H, W] to [B, C', H / stride, W / stride], sizes rounded up, C' >= C."""
 
     def __init__(self, in_channels: int, width: int, stride: int, block: Block) -> None:
         super().__init__()
@@ -169,7 +174,8 @@ class PyramidNet(nn.Module):
         x = self.maxpool(functional.relu_(self.bn1(self.conv1(images))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         x = functional.relu_(self.bn_final(x))
-        return self.fc(self.dropout(x.mean((2, 3))))
+        logits: Tensor = self.fc(self.dropout(x.mean((2, 3))))
+        return logits
 
 
 def build(
@@ -177,9 +183,9 @@ def build(
 ) -> nn.Module:
     """The network with the authors' initialisation: He's for convolutions (fan out), PyTorch's own elsewhere.
 
-    `alpha` is by how much the last block is wider than the stem. `drop_rate` is dropout before the last layer: 0.5
-    in the paper's PyramidNet-200 with alpha 450, not in the authors' code. Raises ValueError for a depth of less
-    than a block a stage or an unknown block.
+    `alpha` is how much wider the last block is than the stem. `drop_rate` is dropout before the last layer: 0.5 in the
+    paper's PyramidNet-200 with alpha 450, none in the authors' code. Raises ValueError for an unknown block, a negative
+    alpha, or a depth of less than one block a stage.
     """
     if block not in get_args(Block):
         raise ValueError(f"block={block}: must be one of {', '.join(get_args(Block))}")
@@ -190,3 +196,10 @@ def build(
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     return network
+
+
+def card(*, depth: int, alpha: float, top1: str = "") -> ModelCard:
+    """The card of the network of this depth and width; `depth`, `alpha` and `block` can still be given as options."""
+    return ModelCard(
+        build=partial(build, depth=depth, alpha=alpha), lr_per_256=0.5, paper="arXiv:1610.02915", top1=top1
+    )

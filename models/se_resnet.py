@@ -5,7 +5,7 @@
 - `build_se_resnet50_caffe`: the authors' Caffe network as Cadene translated it (stride on the 1x1 convolution, a
   max-pool that rounds up, excitation by 1x1 convolutions with bias): 28,088,024 parameters.
 
-Both from Hu, Shen, Sun, "Squeeze-and-excitation networks", arXiv:1709.01507.
+Both are of Hu, Shen, Sun, "Squeeze-and-excitation networks", arXiv:1709.01507.
 """
 
 from collections import OrderedDict
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.resnet import Bottleneck, ResNet
+
+from models.card import ModelCard
 
 REDUCTION = 16
 LAYERS = (3, 4, 6, 3)
@@ -33,11 +35,12 @@ class Excitation(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.fc(features.mean((2, 3)))[:, :, None, None]
+        weights: Tensor = self.fc(features.mean((2, 3)))
+        return weights[:, :, None, None]
 
 
 class ConvolutionalExcitation(nn.Module):
-    """The same with 1x1 convolutions that have a bias."""
+    """Channel weights as in Excitation, by 1x1 convolutions with bias."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -49,7 +52,7 @@ class ConvolutionalExcitation(nn.Module):
         return torch.sigmoid(self.fc2(hidden))
 
 
-class SEBottleneck(Bottleneck):
+class SEBottleneck(Bottleneck):  # type: ignore[misc]  # torchvision has no types
     """torchvision's bottleneck with an excitation before the shortcut is added."""
 
     def __init__(self, inplanes: int, planes: int, *args: object, **kwargs: object) -> None:
@@ -61,7 +64,7 @@ class SEBottleneck(Bottleneck):
 
 
 class SEBottleneckCaffe(nn.Module):
-    """The bottleneck of the Caffe networks: its first convolution has the stride."""
+    """The bottleneck of the Caffe networks: the stride is on its first convolution."""
 
     def __init__(self, inplanes: int, planes: int, stride: int, downsample: nn.Module | None) -> None:
         super().__init__()
@@ -84,12 +87,13 @@ def _bottleneck(block: Any, excitation: nn.Module, x: Tensor) -> Tensor:
     out = block.relu(block.bn2(block.conv2(out)))
     out = block.bn3(block.conv3(out))
     shortcut = x if block.downsample is None else block.downsample(x)
-    # addcmul would save a pass over memory, but rounds differently: a ReLU near zero flips, and gradients with it.
-    return block.relu((out * excitation(out)).add_(shortcut))
+    # addcmul would save a pass over memory, but rounds differently: a ReLU near zero flips, and with it gradients.
+    rectified: Tensor = block.relu((out * excitation(out)).add_(shortcut))
+    return rectified
 
 
 class SEResNetCaffe(nn.Module):
-    """Cadene's `SENet` as he makes SE-ResNet-50 of it: images [B, 3, H, W] to logits [B, num_classes]."""
+    """Cadene's `SENet`, configured as SE-ResNet-50: images [B, 3, H, W] to logits [B, num_classes]."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -117,14 +121,20 @@ class SEResNetCaffe(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.layer4(self.layer3(self.layer2(self.layer1(self.layer0(images)))))
-        return self.last_linear(features.mean((2, 3)))
+        logits: Tensor = self.last_linear(features.mean((2, 3)))
+        return logits
 
 
 def build_se_resnet50(num_classes: int) -> nn.Module:
-    """The network with torchvision's initialisation (Kaiming, fan out; linear layers as PyTorch does)."""
-    return ResNet(SEBottleneck, list(LAYERS), num_classes=num_classes)
+    """The network with torchvision's initialisation (Kaiming, fan out; linear layers as in PyTorch)."""
+    network: nn.Module = ResNet(SEBottleneck, list(LAYERS), num_classes=num_classes)
+    return network
 
 
 def build_se_resnet50_caffe(num_classes: int) -> nn.Module:
     """The network with Cadene's initialisation, which is PyTorch's own for every layer."""
     return SEResNetCaffe(num_classes)
+
+
+CARD = ModelCard(build=build_se_resnet50, lr_per_256=0.15, paper="arXiv:1709.01507", top1="77.5 Ascend model zoo")
+CAFFE_CARD = ModelCard(build=build_se_resnet50_caffe, lr_per_256=0.15, paper="arXiv:1709.01507", top1="77.63 authors")

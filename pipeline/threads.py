@@ -9,8 +9,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Generator[Result, None, None]:
-    """Map with threads, in order, with a bounded number of results waiting.
+def in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int | None = None
+) -> Generator[Result, None, None]:
+    """Apply `function` to each item in threads; results come in order, and at most `ahead` are held at a time, four for
+    each thread by default.
 
     Reading, decoding and hashing release the GIL, so threads use every core without copying images between
     processes.
@@ -20,7 +23,7 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers:
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
-                if len(waiting) > 4 * workers:
+                if len(waiting) > (4 * workers if ahead is None else ahead):
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -1,32 +1,37 @@
 """Small real data for all tests: an ImageNet folder, and the datasets that the converter makes of it.
 
-They live for the whole session; a test that changes files works on a copy.
+They live for the whole session; tests that change files work on a copy.
 """
 
 import fcntl
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import hypothesis
 import pytest
-from images import varied_jpeg
+import torch
 
-from tools.convert_imagenet import ConvertSettings, convert
+from tests.helpers import servers
+from tests.helpers.imagenet import converted, write_imagenet
 
-# Derandomised: a test run gives the same result as the last one of the same code.
+# Derandomised: the same code gives the same result in every run.
 hypothesis.settings.register_profile("sluice", deadline=None, max_examples=40, derandomize=True)
 hypothesis.settings.load_profile("sluice")
 
-TRAIN_COUNTS = {"n00000001": 12, "n00000002": 10, "n00000003": 14, "n00000004": 11}
-VAL_COUNT = 19
+
+def pytest_configure() -> None:
+    """A shell starts processes in the background with SIGINT ignored, and so would be every command that a test starts.
+    What is ignored is inherited, a handler is not: the command finds the system's default."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
 def _turn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Where pytest runs tests side by side, those marked `alone` have the machine to themselves: each test holds a
-    lock, which others share or not. Whoever waits for the lock is next in turn."""
+    """If pytest runs several tests at a time, those marked `alone` get the machine to themselves: each test holds a
+    lock, shared or exclusive. A second lock makes sure that whoever waits is next."""
     if not hasattr(request.config, "workerinput"):
         yield
         return
@@ -36,29 +41,17 @@ def _turn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         fcntl.flock(machine, fcntl.LOCK_EX if request.node.get_closest_marker("alone") else fcntl.LOCK_SH)
         fcntl.flock(turn, fcntl.LOCK_UN)
         yield
-        fcntl.flock(machine, fcntl.LOCK_UN)  # closing it would not do: forked processes may have it too
+        fcntl.flock(machine, fcntl.LOCK_UN)  # closing is not enough: forked processes may hold it too
 
 
 @pytest.fixture(scope="session")
 def imagenet_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ImageNet as people have it: train/ in class folders, val/ flat, val_labels.txt with one wnid a line.
+    """ImageNet as people have it: train/ in class folders, val/ flat, val_labels.txt with one wnid per line.
 
     4 classes of 10 to 14 images, 47 in all; 19 validation images. Grey, 4:4:4, 4:2:2 and 4:2:0, a few
     progressive, with an EXIF orientation or with restart markers.
     """
-    root = tmp_path_factory.mktemp("imagenet")
-    for wnid, count in TRAIN_COUNTS.items():
-        folder = root / "train" / wnid
-        folder.mkdir(parents=True)
-        for number in range(count):
-            (folder / f"{wnid}_{number * 37 + 5}.JPEG").write_bytes(varied_jpeg(number, seed=int(wnid[1:])))
-    (root / "val").mkdir()
-    for number in range(1, VAL_COUNT + 1):
-        (root / "val" / f"ILSVRC2012_val_{number:08d}.JPEG").write_bytes(varied_jpeg(number, seed=0))
-    wnids = list(TRAIN_COUNTS)
-    labels = [wnids[number * number % 7 % len(wnids)] for number in range(1, VAL_COUNT + 1)]
-    (root / "val_labels.txt").write_text("\n".join(labels) + "\n")
-    return root
+    return write_imagenet(tmp_path_factory.mktemp("imagenet"))
 
 
 @pytest.fixture(scope="session")
@@ -69,17 +62,41 @@ def dataset(imagenet_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def tiled_dataset(imagenet_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same as the converter writes it when nothing is said of its images: in tiles, the progressive ones anew."""
+    """`imagenet_folder` converted with the converter's defaults: in tiles, the progressive images encoded again."""
     return converted(imagenet_folder, tmp_path_factory.mktemp("tiled") / "shards")
-
-
-def converted(src: Path, dst: Path, **flags: Any) -> Path:
-    labels = src / "val_labels.txt"
-    convert(ConvertSettings(src=(src,), dst=dst, val_labels=labels, shard_size="100KB", workers=2, **flags))
-    return dst
 
 
 @pytest.fixture
 def dataset_copy(dataset: Path, tmp_path: Path) -> Path:
     """A copy of `dataset` that a test may damage."""
     return shutil.copytree(dataset, tmp_path / "copy")
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """The address of a real S3 server. Its credentials are in the environment."""
+    with servers.credentials(), servers.s3_server() as url:
+        yield url
+
+
+@pytest.fixture
+def s3_bucket(s3: str) -> str:
+    """A new bucket, as `s3://NAME|ENDPOINT`."""
+    return servers.new_bucket(s3)
+
+
+@pytest.fixture
+def azure_container(tmp_path: Path) -> Iterator[str]:
+    """A new container of Azurite, as `az://NAME|ENDPOINT`. Skips the test where Azurite is missing."""
+    with servers.credentials(), servers.azure_server(tmp_path / "azurite") as url:
+        yield servers.new_container(url)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """The model computes in one thread in this process. How sums are rounded depends on the number of threads, and two
+    would spend CPU time waiting for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -1,28 +1,70 @@
-"""Checkpoints: plain dicts, written atomically, checked and loaded with weights_only=True."""
+"""Checkpoints: plain dicts, written atomically, checked for damage and loaded without executing anything."""
 
+import argparse
 import contextlib
+import errno
 import logging
 import os
+import re
 import shutil
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import nn
 
-from models.pretrained import load_file
-from pipeline.errors import InputError
-from pipeline.formats.files import complete_or_absent, move, temporary_path
+from models import own
+from models.pretrained import Weights
+from pipeline.errors import InputError, StorageError
+from pipeline.storage.files import complete_or_absent, move, temporary_path
 
 log = logging.getLogger(__name__)
 
-State = dict[str, Any]
+Checkpoint = dict[str, Any]
 FOLDER = "checkpoints"
-BEST = "best.pt"
+BEST, LAST = "best.pt", "last.pt"
+"""Further names of the checkpoint with the best top-1, and of the newest one."""
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.EFBIG)
+"""What a disk answers that is full, over a quota, broken, or gone."""
+
+_PROJECT = Path(__file__).parents[1] / "pyproject.toml"
+
+
+def program_version() -> str:
+    """The version of this program."""
+    match = re.search(r'^version = "(.+)"$', _PROJECT.read_text(), re.MULTILINE)
+    assert match is not None
+    return match[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What whoever uses the weights of a checkpoint has to know, besides the model and its options, which are in
+    "config". Stored as plain values, in "description"."""
+
+    classes: list[str]
+    """Names of the outputs, in their order; outputs after these belong to no class."""
+    mean: list[float]
+    std: list[float]
+    """Of each colour, for values from 0 to 1."""
+    resolution: int
+    """Side of the images in training, where nothing else is said for an epoch."""
+    val_resize: int
+    """Length of an image's shorter side in evaluation, before the crop."""
+    val_crop: int
+    """Side of the crop of the centre."""
+    interpolation: str
+    """Of the resize: bilinear or bicubic, with antialias."""
+    version: str
+    """The version of the program that wrote the checkpoint."""
 
 
 def path_for(run_dir: Path, step: int) -> Path:
-    """Where the checkpoint after so many steps of the run is kept."""
+    """The file of the checkpoint after `step` steps of the run."""
     return run_dir / FOLDER / f"step-{step:08d}.pt"
 
 
@@ -32,73 +74,150 @@ def existing(run_dir: Path) -> list[Path]:
 
 
 def run_dir_of(path: Path) -> Path | None:
-    """The run directory that a checkpoint is in; a copy elsewhere is in none."""
+    """The run directory that holds a checkpoint; None for a copy elsewhere."""
     return path.parent.parent if path.parent.name == FOLDER else None
 
 
-def save(run_dir: Path, step: int, state: State, keep: int) -> Path:
-    """Write a checkpoint, complete or not at all, and drop all but the newest `keep`."""
+def save(run_dir: Path, step: int, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write a checkpoint, complete or not at all, name it last.pt, and delete all but the newest `keep`. Raises
+    StorageError where the disk is full or fails; those before stay."""
     path = path_for(run_dir, step)
-    with complete_or_absent(path, "wb") as file:
-        torch.save(state, file)
+    try:
+        with complete_or_absent(path, "wb") as file:
+            torch.save(checkpoint, file)
+    except (OSError, RuntimeError) as error:
+        # torch.save reports a failed write as a RuntimeError, raised while the OSError is handled.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if isinstance(cause, OSError) and cause.errno in DISK_ERRORS:
+            raise disk_failed(path.parent, cause) from None
+        raise
+    keep_as(LAST, run_dir, step)
     for old in existing(run_dir)[:-keep]:
         old.unlink()
     return path
 
 
-def keep_as_best(run_dir: Path, step: int) -> None:
-    """Give the checkpoint of this step, if there is one, the name best.pt too; the file outlives the dropping of old
-    ones."""
-    best = run_dir / FOLDER / BEST
-    if not path_for(run_dir, step).exists():
-        return
-    link = temporary_path(best)
+def disk_failed(folder: Path, error: OSError) -> StorageError:
+    """The error where a run cannot write to its directory any more."""
+    free = ""
+    with contextlib.suppress(OSError):
+        free = f", {shutil.disk_usage(folder).free / 1e6:.0f} MB free on {_mount_point(folder)}"
+    return StorageError(
+        f"{folder}: cannot be written any more ({error.strerror}{free}); the checkpoints before stay: make room and "
+        f"start again with --resume auto"
+    )
+
+
+def _mount_point(path: Path) -> Path:
+    path = path.resolve()
+    return next(folder for folder in (path, *path.parents) if folder.is_mount())
+
+
+def keep_as(name: str, run_dir: Path, step: int) -> None:
+    """Give the checkpoint of this step, if there is one, another name as well; that file stays when old ones are
+    deleted. A link at that name is replaced, not followed."""
+    other, path = run_dir / FOLDER / name, path_for(run_dir, step)
+    if not path.exists() or (os.path.lexists(other) and os.path.samestat(other.lstat(), path.lstat())):
+        return  # rename(2) does nothing where both names are the same file's, and both stay
+    link = temporary_path(other)
     link.unlink(missing_ok=True)
     try:
-        os.link(path_for(run_dir, step), link)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(path_for(run_dir, step), link)
-    move(link, best)
+        try:
+            os.link(path, link)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, link)
+        move(link, other)
+    except OSError:
+        link.unlink(missing_ok=True)
+        raise
 
 
 def set_aside_after(run_dir: Path, step: int) -> None:
-    """Remove what a killed process left half written, and rename checkpoints after `step`, which were found damaged."""
+    """Delete what a killed process left half written, and rename checkpoints after `step`: they are damaged. last.pt
+    is again that of `step`."""
     for path in (run_dir / FOLDER).glob(".*.partial"):
         path.unlink()
     for path in existing(run_dir):
         if path > path_for(run_dir, step):
             path.replace(path.with_name(f"{path.name}.damaged"))
+    keep_as(LAST, run_dir, step)
 
 
-def load(path: Path) -> State:
-    """Read a checkpoint to the CPU; nothing in it is executed. Raises InputError, also for a flipped bit."""
-    state = _read(path)
-    if not _is_ours(state):
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint to the CPU. Raises InputError as `read` does, and for the file of another program."""
+    content = read(path)
+    if not is_checkpoint(content):
         raise InputError(f"{path}: not a checkpoint of this program (it has no 'model' and 'config')")
-    return state
+    checkpoint: Checkpoint = content
+    return checkpoint
 
 
-def load_weights_file(path: Path) -> State:
-    """As `load`, but of a file that some other program wrote it returns an empty dict."""
-    state = _read(path)
-    return state if _is_ours(state) else {}
+def class_names(content: Any) -> list[str] | None:
+    """The names of the classes that the weights in a file were trained on, in the order of their outputs; None where
+    the file does not hold them."""
+    description = content.get("description") if isinstance(content, Mapping) else None
+    names = description.get("classes") if isinstance(description, Mapping) else None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
-def _is_ours(state: Any) -> bool:
-    return isinstance(state, dict) and all(isinstance(state.get(key), dict) for key in ("model", "config"))
+def is_checkpoint(content: Any) -> bool:
+    """Whether the content of a file is a checkpoint of this program."""
+    return isinstance(content, dict) and all(isinstance(content.get(key), dict) for key in ("model", "config"))
+
+
+def read(path: Path, kind: str = "checkpoint") -> Any:
+    """What torch.save or safetensors wrote to a file, on the CPU; nothing in it is executed, and none of
+    the user's own code that only its settings name.
+
+    Raises InputError for a missing file, for code in it and for damage. A single flipped bit is noticed too: the file
+    is a zip archive with a CRC-32 of each tensor's bytes, which torch.load does not check. Files from before PyTorch
+    1.6 and those of safetensors have none. `kind` is what errors call the file.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such {kind}")
+    try:
+        content = _read(path)
+    except Exception as error:  # torch raises whatever the bytes lead to
+        raise InputError(f"{path}: {_refusal(error, kind)}") from None
+    if is_checkpoint(content):
+        own.distrust(content["config"].values())
+    return content
 
 
 def _read(path: Path) -> Any:
-    if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint")
-    try:
-        return load_file(path)
-    except Exception:
-        raise InputError(f"{path}: not a checkpoint, or a damaged one") from None
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            # torch.save does not compress. A stranger's archive could unpack to a thousand times its size.
+            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                raise zipfile.BadZipFile("holds more bytes than the file")
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(f"the CRC-32 of {damaged} is wrong")
+    if _is_safetensors(path):
+        return safetensors.torch.load_file(path)
+    # The reference trainers of torchvision and timm save their flags with the weights. A Namespace is inert: what it
+    # holds is checked as everything else.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def newest_sound(run_dir: Path) -> tuple[Path, State] | None:
-    """The newest checkpoint that can be read, and what it holds; damaged newer ones are named in the log.
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors does: the size of its header, 8 bytes, and the header, JSON."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
+
+
+def _refusal(error: Exception, kind: str) -> str:
+    if isinstance(error, PermissionError):
+        return str(error.strerror)
+    _, unsafe, rest = str(error).partition("Unsupported global: GLOBAL ")
+    if unsafe:
+        return f"holds {rest.split()[0]}, which is code, not weights; nothing was loaded"
+    return f"not a {kind}, or a damaged one"
+
+
+def newest_intact(run_dir: Path) -> tuple[Path, Checkpoint] | None:
+    """The newest checkpoint that can be read, and its content; damaged newer ones are named in the log.
 
     None where there is none at all. Raises InputError where all are damaged.
     """
@@ -106,16 +225,21 @@ def newest_sound(run_dir: Path) -> tuple[Path, State] | None:
     for path in reversed(paths):
         with contextlib.suppress(InputError):
             return path, load(path)
-        log.warning("%s is damaged: going on from the one before", path)
+        log.warning("%s is damaged: resuming from the one before", path)
     if paths:
         raise InputError(f"--resume auto: all {len(paths)} checkpoints in {run_dir / FOLDER} are damaged")
     return None
 
 
-def load_weights(network: nn.Module, weights: State, model: str, path: Path) -> None:
-    """Load a state_dict into `network`. Raises InputError for that of another model."""
+def load_weights(network: nn.Module, weights: Weights, model: str, path: Path) -> None:
+    """Load a checkpoint's state_dict into `network`. Raises InputError for that of another model."""
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
         reasons = [line.strip() for line in str(error).splitlines()[1:3]]
         raise InputError(f"{path}: does not fit --model {model}: {' '.join(reasons)}") from None
+
+
+def without_training_state(path: Path | None, error: Exception) -> InputError:
+    """The error where a checkpoint lacks what a resumed run needs."""
+    return InputError(f"--resume {path}: holds no training state to resume from ({error!r})")

@@ -1,4 +1,4 @@
-"""How the processes of a run find each other, and what they tell each other before they have a process group."""
+"""How the processes of a run find each other, and what they exchange before they have a process group."""
 
 import contextlib
 import json
@@ -9,76 +9,85 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
 
 import psutil
 import torch
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
+from pipeline.cli import EXIT_FAILURE
 from pipeline.errors import InputError
+from train._elastic_internals import AGENT_STORE_VARIABLE
 from train.device import DEVICE_TYPES
-from train.world import World, is_elastic
+from train.failures import first_line, lost_connection
+from train.rendezvous import (
+    SignedStore,
+    connect_store,
+    host_store,
+    refuse_own_name_for_loopback,
+    run_token,
+)
+from train.world import World, is_elastic, is_ours
 
-_CALL = "call"
-# Under the word that was called:
-_ALL_HERE, _MAIN_SAYS, _FAILED = "all are here", "rank 0 says", "failed"
+_ROUND = "round"
+# Of one round:
+_AWAITED, _MAIN_VALUE, _FAILED = "rank that rank 0 waits for", "value of rank 0", "failed"
 
 
 @dataclass(frozen=True)
 class Meeting:
-    """The processes of a run, all there, and the store that they share.
+    """The processes of a run, all present, and the store that they share.
 
-    A launcher keeps the store when it starts processes again, which it may do on one machine sooner than on another,
-    and with another TORCHELASTIC_RESTART_COUNT: a torchrun counts the failures on its own machine. So rank 0 calls with
-    a new word each time, and what the processes of one meeting tell each other stands under that word.
+    A launcher keeps the store when it restarts processes, which may happen on one machine sooner than on another, and
+    with another TORCHELASTIC_RESTART_COUNT: each torchrun counts the failures on its own machine. So rank 0 opens a
+    round with a new ID each time, and what the processes of one meeting exchange has that ID as its prefix.
     """
 
     world: World
     timeout_s: int
-    _kept: dist.Store | None = None
-    """As long as the launcher. None for a single process without one."""
-    _word: str = ""
+    _rounds: SignedStore | None = None
+    """Lives as long as the launcher. None for a single process without one."""
+    _round_id: str = ""
 
     @property
-    def _store(self) -> dist.PrefixStore:
-        assert self._kept is not None
-        return dist.PrefixStore(self._word, self._kept)
+    def _store(self) -> SignedStore:
+        """What belongs to this round."""
+        assert self._rounds is not None
+        return self._rounds.within(self._round_id)
 
     @property
     def run_dir(self) -> Path | None:
-        """Asked on rank 0: what `keep_run_dir` was told, which may have been before a restart; else None."""
-        if self._kept is None or not self._kept.check([_run_dir_key()]):
+        """On rank 0: the run's directory if `keep_run_dir` recorded it, perhaps before a restart; else None."""
+        if self._rounds is None or not self._rounds.has(_run_dir_key()):
             return None
-        return Path(json.loads(self._kept.get(_run_dir_key())))
+        return Path(json.loads(self._rounds.get(_run_dir_key())))
 
     def keep_run_dir(self, path: Path) -> None:
-        """On rank 0, before anything is written there: this is the run's directory also after a restart."""
-        if self._kept is not None:
-            self._kept.set(_run_dir_key(), json.dumps(str(path)))
+        """On rank 0, before anything is written there: record the run's directory, also for after a restart."""
+        if self._rounds is not None:
+            self._rounds.set(_run_dir_key(), json.dumps(str(path)))
 
-    def said_by_main(self, value: Callable[[], str]) -> str:
-        """What `value` returns on rank 0, on every rank; once in a meeting. SystemExit where rank 0 fails."""
+    def from_main(self, compute: Callable[[], str]) -> str:
+        """What `compute` returns on rank 0, on every rank; once in a meeting. SystemExit where rank 0 fails."""
         if self.world.is_main:
-            said = value()
+            value = compute()
             if self.world.size > 1:
-                self._store.set(_MAIN_SAYS, said)
-            return said
+                self._store.set(_MAIN_VALUE, value)
+            return value
         try:
-            self._wait(_MAIN_SAYS, 0, time.monotonic() + self.timeout_s)
-            return self._store.get(_MAIN_SAYS).decode()
+            self._wait(_MAIN_VALUE, 0, time.monotonic() + self.timeout_s)
+            return self._store.get(_MAIN_VALUE)
         except (dist.DistError, TimeoutError):
-            _leave_to(0)
+            _exit_because_of(0)
 
     @contextlib.contextmanager
     def joining(self, device: torch.device) -> Iterator[None]:
         """Join the process group at the end of this block, if there are several processes.
 
-        In it, each does what it has to do before, and so alone: fork the processes of its loaders, above all, because
-        the group has threads. SystemExit where another one fails at that. Raises InputError where one is not ready
-        `timeout_s` seconds after this one.
+        In the block each process does, on its own, what must come before: above all it forks the processes of its
+        loaders, because the group has threads. SystemExit where another process fails at that. Raises InputError where
+        one is not ready `timeout_s` seconds after this one.
         """
         if self.world.size == 1:
             yield
@@ -89,29 +98,63 @@ class Meeting:
             with contextlib.suppress(dist.DistError):
                 self._store.set(_FAILED, str(self.world.rank))
             if self.world.is_main and not is_elastic():
-                time.sleep(1)  # this process keeps the store, in which the others are to see it
+                time.sleep(1)  # this process holds the store, in which the others are to see the failure
             raise
         try:
             self._wait_for_all("ready")
-            # A process may have been killed while it waited for the last one. In the group, nothing would tell of that.
-            self._wait_for_all("still there")
+            # A process may have been killed while it waited for the last one. In the group, nobody would notice.
+            self._wait_for_all("still present")
         except dist.DistError:
-            _leave_to(0)
+            _exit_because_of(0)
         except TimeoutError as error:
-            told = f"{error}, which was not ready --rdzv-timeout {self.timeout_s} s after this one"
-            raise InputError(told) from None
-        # Gloo, which groups may use beside any device, listens where the machine's own name points: often the loopback.
+            message = f"{error}, which was not ready --rdzv-timeout {self.timeout_s} s after this one"
+            raise InputError(message) from None
+        # Gloo, which a group may use with any device, listens where the machine's own name points: often the loopback.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface_towards(os.environ["MASTER_ADDR"]))
         dist.init_process_group(
             DEVICE_TYPES[device.type].backend,
-            store=self._store,
+            store=self._store.raw,
             rank=self.world.rank,
             world_size=self.world.size,
             device_id=device if device.type != "cpu" else None,
         )
 
+    @contextlib.contextmanager
+    def announcing_failures(self) -> Iterator[None]:
+        """Let one rank say why the run ends. Where it is in a process group and another launcher than Sluice's started
+        it, those that lose the connection to a failed rank end without a word: SystemExit."""
+        if self.world.size == 1 or is_ours():
+            yield
+            return
+        try:
+            yield
+        except Exception as error:
+            if not dist.is_initialized():  # `joining` announces it
+                raise
+            if not lost_connection(f"{type(error).__name__}: {error}"):
+                with contextlib.suppress(dist.DistError):
+                    self._store.set(_FAILED, str(self.world.rank))
+            elif self._is_announced():
+                sys.exit(EXIT_FAILURE)
+            if self.world.is_main and not is_elastic():
+                time.sleep(2)  # this process holds the store, where the others look
+            raise
+
+    def _is_announced(self) -> bool:
+        """Whether another rank says why the run ends. One that was killed does not: then this is for the first to ask,
+        or for rank 1 where rank 0 has ended, and the store with it."""
+        end = time.monotonic() + 1
+        try:
+            while time.monotonic() < end:
+                if self._store.has(_FAILED):
+                    return True
+                time.sleep(0.05)
+            return self._store.raw.add("lost connections", 1) > 1
+        except dist.DistError:
+            return self.world.rank != 1
+
     def _wait_for_all(self, state: str) -> None:
-        """Until every rank is here. Raises as `_wait`."""
+        """Wait until every rank has called this with `state`. Raises as `_wait` does."""
         end = time.monotonic() + self.timeout_s
         self._store.set(f"rank {self.world.rank} is {state}", "")
         if self.world.is_main:
@@ -121,36 +164,37 @@ class Meeting:
         self._wait(f"all are {state}", 0, end)
 
     def _wait(self, key: str, rank: int, end: float) -> None:
-        """Until rank `rank` has put `key` into the store, or `end` of the monotonic clock. SystemExit where any rank
-        has failed. Raises TimeoutError, and DistError where the store is no more: without a launcher rank 0 keeps
-        it."""
-        assert self._kept is not None
+        """Wait until rank `rank` has put `key` into the store. SystemExit where any rank has failed. Raises
+        TimeoutError at `end` of the monotonic clock, and DistError where the store is gone: without a launcher, rank 0
+        holds it."""
+        assert self._rounds is not None
         store = self._store
-        for _ in _until(end, rank, self.world):
-            if store.check([_FAILED]):
-                _leave_to(int(store.get(_FAILED)))
-            if self._kept.get(_CALL).decode() != self._word:
-                _leave_to(0)
-            if store.check([key]):
+        for _ in _attempts(end, rank, self.world):
+            if store.has(_FAILED):
+                _exit_because_of(int(store.get(_FAILED)))
+            if self._rounds.get(_ROUND) != self._round_id:
+                _exit_because_of(0)
+            if store.has(key):
                 return
 
 
 def meet(world: World, timeout_s: int) -> Meeting:
-    """Wait until every process of the run is there. Raises InputError where they do not find each other within
-    `timeout_s` seconds; SystemExit where one of them gives up before."""
+    """Wait until every process of the run is present. Raises InputError where they do not find each other within
+    `timeout_s` seconds; SystemExit where one of them gives up earlier."""
     if world.size == 1 and not is_elastic():
         return Meeting(world, timeout_s)
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     where = f"MASTER_ADDR {address}, MASTER_PORT {port}"
     end = time.monotonic() + timeout_s
-    if not is_elastic():
-        check_meeting_point(where, address, port, timeout_s, is_host=world.is_main)
+    is_host = world.is_main and os.environ.get(AGENT_STORE_VARIABLE) != str(True)
     try:
-        store, _, _ = next(rendezvous("env://", world.rank, world.size, timeout=timedelta(seconds=timeout_s)))
-        kept = dist.PrefixStore("meetings", store)
+        if is_host and world.local_size < world.size:
+            refuse_own_name_for_loopback(where, address)
+        store = (host_store if is_host else connect_store)(where, address, port, timeout_s)
+        rounds = SignedStore(store, run_token(), "meetings/")
         if world.is_main:
-            return _call(world, timeout_s, kept, end)
-        return _answer(world, timeout_s, kept, end)
+            return _open_round(world, timeout_s, rounds, end)
+        return _join_round(world, timeout_s, rounds, end)
     except (dist.DistError, TimeoutError) as error:
         raise InputError(
             f"{where}: {world.size} processes did not meet there within --rdzv-timeout {timeout_s} s "
@@ -158,46 +202,51 @@ def meet(world: World, timeout_s: int) -> Meeting:
         ) from None
 
 
-def _call(world: World, timeout_s: int, kept: dist.Store, end: float) -> Meeting:
-    """Rank 0's part: say a new word, and whose answers have come when there is one of each rank."""
-    meeting = Meeting(world, timeout_s, kept, uuid.uuid4().hex)
-    kept.set(_CALL, meeting._word)
-    for rank in range(1, world.size):
-        meeting._wait(_here(rank), rank, end)
+def _open_round(world: World, timeout_s: int, rounds: SignedStore, end: float) -> Meeting:
+    """Rank 0's part: publish a new round ID and, when each rank has joined, to each rank which process did. Not to all
+    which processes did: that would grow with the square of the ranks."""
+    meeting = Meeting(world, timeout_s, rounds, uuid.uuid4().hex)
+    rounds.set(_ROUND, meeting._round_id)
     store = meeting._store
-    store.set(_ALL_HERE, " ".join(store.get(_here(rank)).decode() for rank in range(1, world.size)))
+    for rank in range(1, world.size):
+        store.set(_AWAITED, str(rank))
+        meeting._wait(_present(rank), rank, end)
+    joined = {rank: store.get(_present(rank)) for rank in range(1, world.size)}
+    for rank, process_id in joined.items():
+        store.set(_met(rank), process_id)
     return meeting
 
 
-def _answer(world: World, timeout_s: int, kept: dist.Store, end: float) -> Meeting:
-    """Another rank's part: answer the call with a name of its own, until rank 0 has heard that one."""
-    name, meeting, late = uuid.uuid4().hex, Meeting(world, timeout_s, kept), ""
+def _join_round(world: World, timeout_s: int, rounds: SignedStore, end: float) -> Meeting:
+    """Another rank's part: join with an ID of its own, until rank 0 has published that one."""
+    process_id, meeting, missed_round = uuid.uuid4().hex, Meeting(world, timeout_s, rounds), ""
     try:
-        for _ in _until(end, 0, world):
-            word = kept.get(_CALL).decode() if kept.check([_CALL]) else ""
-            if word == late:
+        for _ in _attempts(end, 0, world):
+            round_id = rounds.get(_ROUND) if rounds.has(_ROUND) else ""
+            if round_id == missed_round:
                 continue
-            if word != meeting._word:
-                meeting = Meeting(world, timeout_s, kept, word)
-                meeting._store.set(_here(world.rank), name)
-            elif meeting._store.check([_ALL_HERE]):
-                if name in meeting._store.get(_ALL_HERE).decode().split():
+            if round_id != meeting._round_id:
+                meeting = Meeting(world, timeout_s, rounds, round_id)
+                meeting._store.set(_present(world.rank), process_id)
+            elif meeting._store.has(_met(world.rank)):
+                if process_id == meeting._store.get(_met(world.rank)):
                     return meeting
-                meeting._store.set(_FAILED, str(world.rank))  # rank 0 heard one that this one came in the place of
-                late = word
+                meeting._store.set(_FAILED, str(world.rank))  # rank 0 met the process that this one replaces
+                missed_round = round_id
     except BaseException as error:
-        if meeting._word:
+        if meeting._round_id:
             with contextlib.suppress(dist.DistError):
                 meeting._store.set(_FAILED, str(world.rank))
-                absent = [rank for rank in range(1, world.size) if not meeting._store.check([_here(rank)])]
-                if absent and isinstance(error, TimeoutError):
-                    raise _timed_out(absent[0]) from None
+                if isinstance(error, TimeoutError) and meeting._store.has(_AWAITED):
+                    awaited = int(meeting._store.get(_AWAITED))
+                    # Rank 0 had given up where it still waits for this one, which is present.
+                    raise _timed_out(awaited if awaited != world.rank else 0) from None
         raise
     raise AssertionError
 
 
-def _until(end: float, rank: int, world: World) -> Iterator[None]:
-    """Tries to hear from rank `rank`. Raises TimeoutError at `end` of the monotonic clock.
+def _attempts(end: float, rank: int, world: World) -> Iterator[None]:
+    """Attempts to hear from rank `rank`, with pauses. Raises TimeoutError at `end` of the monotonic clock.
 
     PyTorch's own waiting would notice neither a failure nor a signal.
     """
@@ -205,7 +254,7 @@ def _until(end: float, rank: int, world: World) -> Iterator[None]:
         yield
         if time.monotonic() > end:
             raise _timed_out(rank)
-        time.sleep(0.01 + world.size / 4000)  # a store on 2 cores answers 44,000 times a second, a try asks 3 times
+        time.sleep(0.01 + world.size / 4000)  # a store on 2 cores answers 44,000 queries a second; an attempt takes 3
 
 
 def _timed_out(rank: int) -> TimeoutError:
@@ -213,38 +262,21 @@ def _timed_out(rank: int) -> TimeoutError:
 
 
 def _run_dir_key() -> str:
-    """A launcher's script may train several times."""
+    """A key for this command: a launcher's script may train several times."""
     return f"directory of {json.dumps(sys.argv)}"
 
 
-def _here(rank: int) -> str:
-    return f"rank {rank} is here"
+def _present(rank: int) -> str:
+    return f"rank {rank} is present"
 
 
-def _leave_to(rank: int) -> NoReturn:
-    time.sleep(1)  # a launcher on this machine ends this process meanwhile, and tells of the other
-    sys.exit(f"error: rank {rank} could not begin; what it said tells why")
+def _met(rank: int) -> str:
+    return f"rank {rank} was met, all are present"
 
 
-def check_meeting_point(where: str, address: str, port: int, timeout_s: int, is_host: bool) -> None:
-    """Raises InputError where this process cannot listen at the address, or does not reach it within `timeout_s`
-    seconds. PyTorch waits too, but without the reason, and prints stack traces meanwhile."""
-    end = time.monotonic() + timeout_s
-    while True:
-        try:
-            if is_host:
-                family = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0][0]
-                socket.create_server((address, port), family=family).close()
-            else:
-                socket.create_connection((address, port), timeout=max(0.1, end - time.monotonic())).close()
-            return
-        except OSError as error:
-            reason = error.strerror or error
-            if is_host:
-                raise InputError(f"{where}: rank 0 is to listen there, and cannot ({reason})") from None
-            if time.monotonic() > end:
-                raise InputError(f"{where}: not reached within --rdzv-timeout {timeout_s} s ({reason})") from None
-            time.sleep(0.2)
+def _exit_because_of(rank: int) -> NoReturn:
+    time.sleep(1)  # a launcher on this machine ends this process in the meantime, and reports the other's error
+    sys.exit(f"error: rank {rank} could not start; its own error message says why")
 
 
 def _interface_towards(host: str) -> str:
@@ -254,9 +286,5 @@ def _interface_towards(host: str) -> str:
         probe.connect(address)  # sends nothing
         own = probe.getsockname()[0]
     interfaces = psutil.net_if_addrs().items()
-    return next(name for name, addresses in interfaces if own in [each.address for each in addresses])
-
-
-def first_line(error: object) -> str:
-    """Of an error's message; those of PyTorch go on for pages."""
-    return str(error).strip().partition("\n")[0]
+    names = (name for name, addresses in interfaces if own in [entry.address for entry in addresses])
+    return str(next(names))

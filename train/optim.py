@@ -1,23 +1,27 @@
-"""Optimiser, schedule and the average of the weights."""
+"""Optimiser, learning rate at its peak, parameter groups and loss scale."""
 
-import copy
 import math
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 import models
-from pipeline.errors import InputError
+from train import timm_optimizers
 from train.config import TrainConfig
-from train.device import DEVICE_TYPES
+from train.device import DEVICE_TYPES, fused_sgd, grad_scaler
+from train.schedule import Schedule
 
 NORM_LAYERS = (
-    nn.modules.batchnorm._NormBase,
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
     nn.GroupNorm,
     nn.LayerNorm,
     nn.RMSNorm,
@@ -25,11 +29,14 @@ NORM_LAYERS = (
 
 
 def learning_rate(config: TrainConfig, global_batch: int) -> float:
-    """--lr, or the model's own rate for 256 images scaled linearly to the global batch (Goyal et al.,
-    "Accurate, large minibatch SGD", arXiv:1706.02677)."""
+    """--lr; else --lr-base scaled to the global batch, with it or with its square root; else the model's own rate for
+    256 images, scaled linearly (Goyal et al., "Accurate, large minibatch SGD", arXiv:1706.02677)."""
     if config.lr is not None:
         return config.lr
-    return models.card(config.model).lr_per_256 * global_batch / 256
+    if config.lr_base is None:
+        return models.card(config.model).lr_per_256 * global_batch / 256
+    ratio = global_batch / config.lr_base_size
+    return config.lr_base * (ratio if config.lr_base_scale == "linear" else math.sqrt(ratio))
 
 
 def rate_in_words(config: TrainConfig, global_batch: int) -> str:
@@ -37,31 +44,50 @@ def rate_in_words(config: TrainConfig, global_batch: int) -> str:
     rate = learning_rate(config, global_batch)
     if config.lr is not None:
         return f"lr {rate:.4g} as given for the global batch of {global_batch}"
+    if config.lr_base is not None:
+        ratio = f"{global_batch}/{config.lr_base_size}"
+        scaling = f"x {ratio} (linear scaling)" if config.lr_base_scale == "linear" else f"x sqrt({ratio})"
+        return f"lr {rate:.4g}: --lr-base {config.lr_base:g} for {config.lr_base_size} images {scaling}"
     published = models.card(config.model).lr_per_256
     return f"lr {rate:.4g}: {published:g} of {config.model} for 256 images x {global_batch}/256 (linear scaling)"
 
 
 def build_optimizer(config: TrainConfig, model: nn.Module, global_batch: int) -> Optimizer:
-    """SGD with momentum, or timm's LARS. Raises InputError where timm is missing."""
+    """SGD with momentum, of the device's vendor where there is one, else PyTorch's; or an optimiser of timm."""
     groups, rate = parameter_groups(config, model), learning_rate(config, global_batch)
-    if config.opt == "lars":
-        return _lars()(groups, lr=rate, momentum=config.momentum, nesterov=config.nesterov)
-    device = groups[0]["params"][0].device
-    # A fused step looks at the scaler's verdict on the device; any other has the host wait for it.
-    fused = DEVICE_TYPES[device.type].fused_optimizer
-    return SGD(groups, lr=rate, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
+    for group in groups:
+        group["lr"] = rate * group.get("lr_scale", 1.0)
+    # A fused step reads on the device whether gradients overflowed; with any other, the host waits for that.
+    device_type = groups[0]["params"][0].device.type
+    fused = DEVICE_TYPES[device_type].fused_optimizer
+    if config.opt == "sgd":
+        if (of_vendor := fused_sgd(device_type)) is not None:
+            return of_vendor(groups, lr=rate, momentum=config.momentum, nesterov=config.nesterov)
+        return SGD(groups, lr=rate, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
+    options = config.optimizer_options
+    if config.nesterov:
+        options["nesterov"] = True
+    if fused and config.opt in ("adam", "adamw"):
+        options.setdefault("fused", True)
+    return timm_optimizers.create(config.opt, groups, rate, config.momentum, options)
 
 
-def _lars() -> Callable[..., Optimizer]:
-    try:
-        from timm.optim import Lars  # takes 2 s, which others need not wait for
-    except ImportError:
-        raise InputError("--opt lars needs timm, which is not installed: pip install timm") from None
-    return Lars
+def parameter_groups(config: TrainConfig, model: nn.Module) -> list[dict[str, Any]]:
+    """Groups of parameters, each with its weight decay, and with --layer-decay its share of the rate, `lr_scale`."""
+    if config.decay_groups == "layers":
+        return _groups_by_layer(config, model)
+    network = model.network if isinstance(model, models.Classifier) else model
+    if config.decay_groups == "timm":
+        return _groups_of_timm(config, network)
+    named = list(network.named_parameters())
+    return [
+        {"params": [item for name, item in named if "bn" in name], "weight_decay": 0.0},
+        {"params": [item for name, item in named if "bn" not in name], "weight_decay": config.weight_decay},
+    ]
 
 
-def parameter_groups(config: TrainConfig, model: nn.Module) -> list[dict]:
-    """The parameters of normalisation layers, other biases, and all others, each with its weight decay."""
+def _groups_by_layer(config: TrainConfig, model: nn.Module) -> list[dict[str, Any]]:
+    """Three groups: normalisation layers, other biases, all other parameters."""
     norms = [
         parameter for layer in model.modules() if isinstance(layer, NORM_LAYERS) for parameter in layer.parameters()
     ]
@@ -79,29 +105,24 @@ def parameter_groups(config: TrainConfig, model: nn.Module) -> list[dict]:
     ]
 
 
-def build_scheduler(config: TrainConfig, optimizer: Optimizer, steps_per_epoch: int) -> LambdaLR:
-    """Linear warm-up, then --lr-scheduler; it steps with the optimiser.
+def _groups_of_timm(config: TrainConfig, network: nn.Module) -> list[dict[str, Any]]:
+    from timm.optim import param_groups_layer_decay, param_groups_weight_decay  # here: importing timm takes 2 s
 
-    The rate is a function of the step alone, so a run that is resumed with more --epochs follows the longer
-    cosine from there on.
-    """
-    # It looks at whether the optimiser has stepped; the scaler may have left that step out.
-    warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
-    total = config.epochs * steps_per_epoch
-    warmup = min(round(config.warmup_epochs * steps_per_epoch), total // 2)
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        if config.lr_scheduler == "step":
-            return config.lr_gamma ** (step // (config.lr_step_size * steps_per_epoch))
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
-
-    return LambdaLR(optimizer, factor)
+    excluded: Callable[[], Collection[str]] = getattr(network, "no_weight_decay", tuple)
+    decay: dict[str, Any] = {"weight_decay": config.weight_decay, "no_weight_decay_list": excluded()}
+    groups: list[dict[str, Any]]
+    if config.layer_decay is None:
+        groups = param_groups_weight_decay(network, **decay)
+    else:
+        groups = param_groups_layer_decay(network, layer_decay=config.layer_decay, **decay)
+    return groups
 
 
-def load_states(optimizer: Optimizer, scheduler: LambdaLR, optimizer_state: dict, scheduler_state: dict) -> None:
-    """Take momentum and step from a checkpoint, while rates and decays stay those of this run, from the next step on.
+def load_states(
+    optimizer: Optimizer, scheduler: Schedule, optimizer_state: dict[str, Any], scheduler_state: dict[str, Any]
+) -> None:
+    """Load the optimiser's state and the step from a checkpoint; rates and decays are those of this run from the next
+    step on.
 
     Raises KeyError or ValueError for a state of another model.
     """
@@ -110,40 +131,17 @@ def load_states(optimizer: Optimizer, scheduler: LambdaLR, optimizer_state: dict
         for group in optimizer.param_groups
     ]
     optimizer.load_state_dict(optimizer_state)
-    rates = scheduler.base_lrs
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update(settings)
     scheduler.load_state_dict(scheduler_state)
-    scheduler.base_lrs = rates
-    for group, settings, rate, factor in zip(optimizer.param_groups, own, rates, scheduler.lr_lambdas, strict=True):
-        group.update(settings, lr=rate * factor(scheduler.last_epoch))
 
 
 def build_scaler(config: TrainConfig, device: torch.device) -> torch.amp.GradScaler:
-    """The loss scale of --amp fp16; without it, a scaler that does nothing."""
+    """The loss scale of --amp fp16; otherwise a scaler that does nothing."""
     fixed = config.fixed_loss_scale
-    return torch.amp.GradScaler(device.type, init_scale=fixed or 2.0**16, enabled=config.amp == "fp16")
+    return grad_scaler(device.type, fixed or 2.0**16, config.amp == "fp16")
 
 
-class Ema:
-    """An exponential moving average of a classifier's weights and BatchNorm statistics.
-
-    PyTorch's arithmetic without its AveragedModel, which copies a counter to the device, and waits for it, each time.
-    """
-
-    def __init__(self, model: models.Classifier, decay: float) -> None:
-        self.model = copy.deepcopy(model).requires_grad_(False).eval()
-        self._average = get_ema_multi_avg_fn(decay)
-        pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))
-        self._averaged = [pair for pair in pairs if pair[0].is_floating_point()]
-        self._copied = [pair for pair in pairs if not pair[0].is_floating_point()]  # counts of batches
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Move towards the model's present weights. Nothing waits for the device."""
-        averages, values = zip(*self._averaged, strict=True)
-        self._average(averages, values, 0)
-        for average, value in self._copied:
-            average.copy_(value)
-
-
-def _tensors(model: nn.Module) -> Iterable[Tensor]:
-    return [*(parameter.detach() for parameter in model.parameters()), *model.buffers()]
+def clear_gradients(optimizer: Optimizer) -> None:
+    """Before the next backward pass. NpuFusedSGD keeps all gradients in one tensor, and refuses to let them go."""
+    optimizer.zero_grad(set_to_none=not getattr(optimizer, "is_fused_optimizer", False))

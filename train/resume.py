@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: which one, what must be as it was, and what may differ."""
+"""Resuming: from which checkpoint, which settings must be those of the run, and which may differ."""
 
 import dataclasses
 import json
@@ -8,119 +8,153 @@ from typing import Any
 
 from pipeline.errors import InputError
 from train import checkpoint
-from train.checkpoint import State
+from train.checkpoint import Checkpoint
 from train.config import TrainConfig
 from train.meeting import Meeting
 from train.world import World
 
 log = logging.getLogger(__name__)
 
-REFUSED = ("model", "model_kwargs", "seed")
-"""Settings without which the rest of the run would be another run."""
-LOGGED = (
-    "data", "loader", "device", "epochs", "batch_size", "accumulate", "resolution",
-    "progressive_resize", "opt", "lr", "momentum", "nesterov",
-    "weight_decay", "norm_weight_decay", "bias_weight_decay", "lr_scheduler", "lr_step_size", "lr_gamma",
-    "warmup_epochs", "label_smoothing", "mixup_alpha", "cutmix_alpha", "clip_grad_norm", "model_ema",
-    "model_ema_decay", "sync_bn", "amp", "loss_scale", "channels_last", "compile", "deterministic",
+FIXED = ("model", "model_kwargs", "blurpool", "seed", "opt", "decay_groups", "layer_decay", "aug_repeats")
+"""Settings that must not differ: it would be another run."""
+CHANGEABLE = (
+    "data", "loader", "device", "epochs", "steps_per_epoch", "val_interval", "patience", "min_delta",
+    "batch_size", "accumulate", "resolution", "progressive_resize", "val_crop", "val_resize",
+    "val_flip", "interpolation", "grad_checkpointing", "lr", "lr_base",
+    "lr_base_size", "lr_base_scale", "momentum", "nesterov", "opt_eps", "opt_betas", "opt_kwargs",
+    "weight_decay", "norm_weight_decay", "bias_weight_decay", "lr_scheduler", "lr_step_size", "lr_milestones",
+    "lr_gamma", "lr_power", "lr_patience", "min_lr", "cooldown_epochs", "lr_decay_from", "lr_updates",
+    "warmup_epochs", "lr_warmup_decay", "bce_loss", "bce_sum", "bce_target_thresh", "bce_pos_weight",
+    "label_smoothing", "teacher", "teacher_weights", "distillation", "distillation_alpha", "distillation_tau",
+    "mixup_alpha", "cutmix_alpha", "scale", "ratio", "hflip", "vflip", "auto_augment", "augment", "color_jitter",
+    "color_jitter_prob", "grayscale_prob", "gaussian_blur_prob", "solarize_prob", "random_erase", "random_erase_mode",
+    "random_erase_count", "clip_grad_norm", "model_ema", "model_ema_decay", "model_ema_steps", "model_ema_warmup",
+    "sync_bn", "amp", "float32",
+    "loss_scale", "channels_last", "compile", "deterministic",
 )  # fmt: skip
-"""Settings that take effect from the next step on."""
+"""Settings that may differ, which is logged, and take effect from the next step on."""
+
+_ADDED = {"blurpool", "opt", "decay_groups", "layer_decay", "aug_repeats", *CHANGEABLE} - {"batch_size", "accumulate"}
+_OLDEST = {field.name: field.default for field in dataclasses.fields(TrainConfig) if field.name in _ADDED}
+"""Settings that a checkpoint may be too old to have: runs were as they are by default now."""
+
+_LARGEST_SETTINGS = 1 << 20  # values and letters; a run has a few hundred
 
 
 @dataclasses.dataclass(frozen=True)
 class Resumed:
-    """A checkpoint to go on from."""
+    """The checkpoint that a run is resumed from."""
 
     path: Path
-    state: State
-    """Its "config" and "position". The rest is read when it is needed: processes that are forked before would keep
-    it."""
+    state: Checkpoint
+    """Its "config" and "position". The rest is read when it is needed: processes forked until then would keep a copy
+    in memory."""
 
 
 def find(config: TrainConfig, meeting: Meeting) -> Resumed | None:
-    """What --resume means, the same on every rank; after a restart the newest checkpoint, if there is one. Raises
-    InputError, on rank 0."""
+    """The checkpoint that --resume names, or after a restart the newest one, if there is any; the same on every rank.
+    Raises InputError on rank 0."""
     if config.performance is not None:
         return None
-    # One rank looks: while the ranks of several machines are restarted, one by one, a checkpoint may appear.
-    path, state = json.loads(meeting.said_by_main(lambda: _found(config, meeting.run_dir)))
+    # Only one rank looks: while the ranks of several machines are restarted one by one, a checkpoint may appear.
+    path, state = json.loads(meeting.from_main(lambda: _find(config, meeting.run_dir)))
     return Resumed(Path(path), state) if path else None
 
 
-def _found(config: TrainConfig, own: Path | None) -> str:
-    """Path and what `Resumed` holds, as JSON. `own` is the directory that the run has already, after a restart."""
+def _find(config: TrainConfig, restarted_in: Path | None) -> str:
+    """The content of `Resumed` as JSON. After a restart, `restarted_in` is the directory that the run has already."""
     path, state = None, dict[str, Any]()
-    if run_dir := own or (config.run_dir if config.resume == "auto" else None):
-        path, state = checkpoint.newest_sound(run_dir) or (path, state)
+    if run_dir := restarted_in or (config.run_dir if config.resume == "auto" else None):
+        path, state = checkpoint.newest_intact(run_dir) or (path, state)
     if path is None and config.resume is not None and config.resume != "auto":
         path = Path(config.resume)
         state = checkpoint.load(path)
     try:
-        return json.dumps([path and str(path), {key: state[key] for key in ("config", "position") if key in state}])
+        settings = {key: state[key] for key in ("config", "position") if key in state}
+        _check_size(settings)
+        return json.dumps([path and str(path), settings])
     except (TypeError, ValueError) as error:
-        raise _not_training_state(path, error) from None
+        raise checkpoint.without_training_state(path, error) from None
 
 
-def _not_training_state(path: Path | None, error: Exception) -> InputError:
-    return InputError(f"--resume {path}: holds no training state to go on from ({error!r})")
+def _check_size(settings: Any) -> None:
+    """Raises ValueError for more than a run's settings can be. In a checkpoint, a list may hold another one twice, and
+    that another one twice, and so on: written out, a few bytes become gigabytes."""
+    waiting, size = [settings], 0
+    while waiting:
+        value = waiting.pop()
+        size += len(value) if isinstance(value, str) else 1
+        if size > _LARGEST_SETTINGS:
+            raise ValueError("settings without end")
+        if isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple):
+            waiting += value
 
 
 def adapted(config: TrainConfig, resumed: Resumed, world: World) -> TrainConfig:
-    """The settings to go on with: the global batch is as it was, also in a world of another size.
+    """The settings of the resumed run: its global batch stays, also in a world of another size.
 
-    There the batches of a process grow no larger than --batch-size; what is missing is accumulated. Raises InputError
-    where the run cannot be gone on with; logs what is different.
+    There, no process has batches larger than --batch-size: the rest of its share is accumulated. Raises InputError
+    where the run cannot be resumed so; logs the differences.
     """
     try:
-        stored, position = resumed.state["config"], resumed.state["position"]
-        before = position["global_batch"] // (stored["batch_size"] * stored["accumulate"])
-        _compare(config, stored)
-        adapted = _shared(config, stored, position["global_batch"], before, world.size)
+        stored, position = _OLDEST | resumed.state["config"], resumed.state["position"]
+        world_size_before = position["global_batch"] // (stored["batch_size"] * stored["accumulate"])
+        _check_fixed(config, stored)
+        adapted = _with_global_batch(config, stored, position["global_batch"], world_size_before, world.size)
     except InputError as error:
         raise InputError(f"--resume {resumed.path}: {error}") from None
     except (KeyError, TypeError, ZeroDivisionError) as error:
-        raise _not_training_state(resumed.path, error) from None
+        raise checkpoint.without_training_state(resumed.path, error) from None
     if world.is_main:
-        _log_changes(adapted, stored, before, world.size)
+        _log_changes(adapted, stored, world_size_before, world.size)
     return adapted
 
 
-def _compare(config: TrainConfig, stored: dict[str, Any]) -> None:
-    for name in REFUSED:
-        value, now = _plain(stored[name]), _plain(getattr(config, name))
-        if value != now:
+def _check_fixed(config: TrainConfig, stored: dict[str, Any]) -> None:
+    for name in FIXED:
+        before, now = _plain(stored[name]), _plain(getattr(config, name))
+        if before != now:
             flag = f"--{name.replace('_', '-')}"
-            raise InputError(f"was trained with {flag} {_text(value)}, not {_text(now)}")
+            raise InputError(f"was trained with {flag} {_text(before)}, not {_text(now)}")
 
 
-def _shared(
-    config: TrainConfig, stored: dict[str, Any], global_batch: int, before: int, world_size: int
+def _with_global_batch(
+    config: TrainConfig, stored: dict[str, Any], global_batch: int, world_size_before: int, world_size: int
 ) -> TrainConfig:
-    """--batch-size and --accumulate that make this global batch."""
-    asked = config.batch_size * config.accumulate * world_size
-    if asked == global_batch:
+    """The settings with a --batch-size and --accumulate that give this global batch."""
+    requested = config.batch_size * config.accumulate * world_size
+    if requested == global_batch:
         return config
-    if before == world_size:
+    if world_size_before == world_size:
         flags = f"--batch-size {stored['batch_size']}"
         flags += f" --accumulate {stored['accumulate']}" if stored["accumulate"] != config.accumulate else ""
-        raise InputError(f"its global batch is {global_batch}, not {asked}; give {flags}")
+        raise InputError(f"its global batch is {global_batch}, not {requested}; give {flags}")
     share, rest = divmod(global_batch, world_size)
     if rest:
-        raise InputError(f"its global batch of {global_batch} cannot be shared by {world_size} processes")
-    batch_size = max(size for size in range(1, min(share, config.batch_size) + 1) if share % size == 0)
-    return dataclasses.replace(config, batch_size=batch_size, accumulate=share // batch_size)
+        raise InputError(f"its global batch of {global_batch} cannot be divided among {world_size} processes")
+    repeats = config.aug_repeats
+    sizes = [size for size in range(1, min(share, config.batch_size) + 1) if share % size == 0]
+    sizes = [size for size in sizes if size * world_size % repeats == 0]
+    if not sizes:
+        raise InputError(
+            f"{world_size} processes with batches of at most {config.batch_size} cannot share its global batch of "
+            f"{global_batch} so that each has {repeats} repeats of its images; give a larger --batch-size"
+        )
+    return dataclasses.replace(config, batch_size=max(sizes), accumulate=share // max(sizes))
 
 
-def _log_changes(config: TrainConfig, stored: dict[str, Any], before: int, world_size: int) -> None:
-    if before != world_size:
+def _log_changes(config: TrainConfig, stored: dict[str, Any], world_size_before: int, world_size: int) -> None:
+    if world_size_before != world_size:
         log.info(
-            f"world size {before} -> {world_size}: {world_size} x {config.batch_size} images x "
-            f"{config.accumulate} accumulated keep the global batch of {before} x {stored['batch_size']} x "
-            f"{stored['accumulate']} and the order of samples; mixing and dropout draw anew for each rank"
+            f"world size {world_size_before} -> {world_size}: {world_size} x {config.batch_size} images x "
+            f"{config.accumulate} accumulated keep the global batch of {world_size_before} x {stored['batch_size']} x "
+            f"{stored['accumulate']} and the order of samples; mixing and dropout draw other numbers on each rank"
         )
     changes = [
         f"{name} {_text(_plain(stored.get(name)))} -> {_text(_plain(getattr(config, name)))}"
-        for name in LOGGED
+        for name in CHANGEABLE
         if _plain(stored.get(name)) != _plain(getattr(config, name))
     ]
     if changes:
@@ -128,7 +162,8 @@ def _log_changes(config: TrainConfig, stored: dict[str, Any], before: int, world
 
 
 def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    """As JSON holds it."""
+    return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
 
 
 def _text(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The directory of a run: who may write it, its files, its log."""
+"""The directory of a run: who may write to it, its files, its log."""
 
 import contextlib
 import fcntl
@@ -9,22 +9,28 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
+import models
+from pipeline.cli import PlainFormatter
 from pipeline.errors import InputError
-from pipeline.formats.files import complete_or_absent
+from pipeline.storage.files import complete_or_absent, link_of_others, regular
 from train import checkpoint
 from train.config import PROCESSES, TrainConfig
-from train.device import device_name
+from train.curves import plot_curves
+from train.device import device_name, require
+from train.json_lines import are_numbers, sound_lines
 from train.meeting import Meeting
-from train.metrics import RunWriter, plot_curves
+from train.metrics import RunWriter
 from train.resume import Resumed
-from train.session import Position
+from train.step import Position
 from train.trace import StepTrace
-from train.world import same_on_all
+from train.tracking import BOARD
+from train.world import from_main
 
 log = logging.getLogger(__name__)
 
@@ -32,13 +38,13 @@ LOCK = ".lock"
 
 
 class RunDirectory:
-    """One process's view of the run directory. Use as a context manager: entering makes, locks and opens it."""
+    """One process's view of the run directory. Use as a context manager: entering creates, locks and opens it."""
 
     path: Path
     trace: StepTrace
     """Of --profile-steps."""
     writer: RunWriter | None = None
-    """metrics.jsonl and TensorBoard, on the main rank."""
+    """metrics.jsonl and what --log names, on the main rank."""
 
     def __init__(
         self, config: TrainConfig, meeting: Meeting, loader_name: str, resumed: Resumed | None, position: Position
@@ -51,62 +57,87 @@ class RunDirectory:
     def __enter__(self) -> "RunDirectory":
         with contextlib.ExitStack() as undo:
             undo.callback(self._open.close)
-            try:
-                self.path = same_on_all(self._take() if self._world.is_main else Path(), self._world)
+            self.path = Path(from_main(self._claimed, self._world))
+            with self._writing():
                 self._open_files()
-            except OSError as error:
-                raise InputError(f"--run-dir {error.filename}: cannot be written ({error.strerror})") from None
             undo.pop_all()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Exception):
-            what = (type(error), error, error.__traceback__)
-            self._log_file.handle(log.makeRecord(log.name, logging.ERROR, "", 0, "failed", (), what))
-        self._open.close()
+            exc_info = (type(error), error, error.__traceback__)
+            self._log_file.handle(log.makeRecord(log.name, logging.ERROR, "", 0, "failed", (), exc_info))
+        failure = error
+        try:
+            self._open.close()
+        except OSError as late:  # closing writes what is still in memory
+            failure = failure or late
+        if isinstance(failure, OSError) and failure.errno in checkpoint.DISK_ERRORS:
+            raise checkpoint.disk_failed(self.path, failure) from None
+        if failure is not None and failure is not error:
+            raise failure
 
-    # Taking it
+    # Claiming it
 
-    def _take(self) -> Path:
-        """Make the directory, or take over that of the run to go on with, against any other process."""
-        # What --performance measures has to be done at once.
-        path = own = self._meeting.run_dir if self._config.performance is None else None
+    def _claimed(self) -> str:
+        with self._writing():
+            return str(self._claim())
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Raises InputError where the directory cannot be written."""
+        try:
+            yield
+        except OSError as error:
+            path = error.filename or self._config.run_dir
+            raise InputError(f"--run-dir {path}: cannot be written ({error.strerror})") from None
+
+    def _claim(self) -> Path:
+        """Create the directory, or take over that of the resumed run, and keep other processes from writing to it."""
+        # A --performance run is not continued after a restart.
+        path = restarted_in = self._meeting.run_dir if self._config.performance is None else None
         if path is None:
             path = self._config.run_dir
         if path is None and self._resumed is not None:
             path = checkpoint.run_dir_of(self._resumed.path)
         if path is None:
-            path = _make_new(f"{self._config.model.rpartition('/')[2]}-{self._loader_name}")
+            path = _create_new("-".join(map(models.short_name, (self._config.model, self._loader_name))))
         path.mkdir(parents=True, exist_ok=True)
+        for folder in (path, path / checkpoint.FOLDER, path / BOARD):
+            if link := link_of_others(folder):
+                raise InputError(f"--run-dir {link}: a link that another user has made; remove it")
         self._lock(path)
-        if own is None and self._config.resume != "auto":
+        if restarted_in is None and self._config.resume != "auto":
             self._refuse_other_run(path)
         self._meeting.keep_run_dir(path)
         self._clean(path)
         return path
 
     def _lock(self, path: Path) -> None:
-        """A record lock: it ends with this process, not with a loader's worker that outlives it for seconds."""
-        lock = self._open.enter_context((path / LOCK).open("w"))
+        """A record lock: it ends with this process, not with a loader's worker that outlives it by seconds."""
+        lock = self._open.enter_context(_appending(path / LOCK))
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"--run-dir {path}: another process is writing it") from None
+        except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, says fcntl(2)
+            raise InputError(f"--run-dir {path}: another process is writing to it") from None
+        except OSError as error:  # NFS without its lock manager, some cluster file systems
+            log.warning("--run-dir %s: cannot be locked (%s); see that no other run writes to it", path, error.strerror)
 
     def _refuse_other_run(self, path: Path) -> None:
         if not ((path / "config.json").exists() or checkpoint.existing(path)):
             return
         if self._resumed is None:
             raise InputError(f"--run-dir {path}: holds a run; add --resume auto or choose another")
-        chosen = self._resumed.path
-        if (own := checkpoint.run_dir_of(chosen)) is None or own.resolve() != path.resolve():
-            raise InputError(f"--run-dir {path}: holds a run, not that of --resume {chosen}; choose another")
+        resumed = self._resumed.path
+        if (run_dir := checkpoint.run_dir_of(resumed)) is None or run_dir.resolve() != path.resolve():
+            raise InputError(f"--run-dir {path}: holds a run, not that of --resume {resumed}; choose another")
         newest = checkpoint.existing(path)[-1:]
         if newest and newest[0] > checkpoint.path_for(path, self._position.step):
-            raise InputError(f"--resume {chosen}: {newest[0]} is newer; use --resume auto or another --run-dir")
+            raise InputError(f"--resume {resumed}: {newest[0]} is newer; use --resume auto or another --run-dir")
 
     def _clean(self, path: Path) -> None:
-        """Drop what lies behind the position: half a checkpoint, damaged ones, batches that come again."""
+        """Drop what is beyond the position: a half-written checkpoint, damaged ones, rows that will be written
+        again."""
         checkpoint.set_aside_after(path, self._position.step)
         for file in path.glob("indices-rank*.jsonl"):
             _keep_rows_before(file, self._position)
@@ -117,52 +148,73 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)  # on every machine
         rank = self._world.rank
         self._open_log("train.log" if rank == 0 else f"train-rank{rank}.log")
-        self.trace = StepTrace(self._config.profile_steps, self.path / f"trace-rank{rank}.json")
+        self.trace = StepTrace(
+            self._config.profile_steps, self.path / f"trace-rank{rank}.json", require(self._config.device, 1)
+        )
         self._open.callback(self.trace.close)
         if self._config.log_indices:
-            file = (self.path / f"indices-rank{rank}.jsonl").open("a", buffering=1)
-            self._indices = self._open.enter_context(file)
+            self._indices = self._open.enter_context(_appending(self.path / f"indices-rank{rank}.jsonl"))
         if self._world.is_main:
             settings = self._config.as_dict() | {"resume": None, PROCESSES: self._world.size}
             self.write_json("config.json", settings)
-            self.writer = RunWriter(self.path, self._position.step)
+            self.writer = RunWriter(self.path, self._position.step, self._config.log, settings)
             self._open.callback(self.writer.close)
             log.info("%s", _environment())
 
     def _open_log(self, name: str) -> None:
-        """Log into a file too, beginning with what was logged before there was one. Other ranks' appear with their
-        first line."""
-        self._log_file = logging.FileHandler(self.path / name, delay=True)
-        self._log_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        """Log to a file as well, beginning with what was logged before it was opened. The file of a rank other than 0
+        is created with its first line."""
+        self._log_file = _LogFile(self.path / name, delay=True)
+        self._log_file.setFormatter(PlainFormatter("%(asctime)s %(message)s"))
         root = logging.getLogger()
         for handler in root.handlers:
             if isinstance(handler, EarlyLines):
                 handler.setTarget(self._log_file)
-                handler.flush()
-                handler.setTarget(None)
+                try:
+                    handler.flush()
+                finally:
+                    handler.setTarget(None)  # where the file cannot be opened, the end would try again
         root.addHandler(self._log_file)
         self._open.callback(self._log_file.close)
         self._open.callback(root.removeHandler, self._log_file)
 
     def write_indices(self, epoch: int, batch: int, indices: torch.Tensor) -> None:
-        """A row of indices-rank<R>.jsonl, with --log-indices."""
+        """Write a row of indices-rank<R>.jsonl, with --log-indices."""
         if self._indices is not None:
             row = {"epoch": epoch, "batch": batch, "indices": indices.tolist()}
             self._indices.write(json.dumps(row) + "\n")
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """A small file, complete or not at all."""
+        """Write a small file, complete or not at all."""
         with complete_or_absent(self.path / name) as file:
             json.dump(content, file, indent=1)
             file.write("\n")
 
     def draw_curves(self) -> None:
-        """curves.png."""
+        """Draw curves.png."""
         plot_curves([self.path], self.path / "curves.png")
 
 
+class _LogFile(logging.FileHandler):
+    """A log file whose loss costs a line on stderr, not a traceback for each line that is logged."""
+
+    _is_lost = False
+
+    def _open(self) -> Any:
+        return open(self.baseFilename, self.mode, encoding=self.encoding, errors=self.errors, opener=regular)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Called by `emit`, inside its `except` block."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._is_lost:
+            self._is_lost = True
+            print(f"{self.baseFilename}: cannot be written any more ({error.strerror})", file=sys.stderr)
+
+
 class EarlyLines(logging.handlers.MemoryHandler):
-    """Keeps what is logged until a run has its directory. Use as a context manager."""
+    """Keeps what is logged before a run has its directory. Use as a context manager."""
 
     def __init__(self) -> None:
         super().__init__(capacity=10_000, flushLevel=logging.CRITICAL + 1)
@@ -176,8 +228,13 @@ class EarlyLines(logging.handlers.MemoryHandler):
         self.close()
 
 
-def _make_new(name: str) -> Path:
-    """runs/<name>-<time>, or with a number behind it where another run began in the same second."""
+def _appending(path: Path) -> IO[str]:
+    """A text file to write to line by line, after what is in it."""
+    return open(path, "a", buffering=1, opener=regular)
+
+
+def _create_new(name: str) -> Path:
+    """Create runs/<name>-<time>, with a number appended where another run began in the same second."""
     stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     number = 1
     while True:
@@ -190,12 +247,11 @@ def _make_new(name: str) -> Path:
 
 
 def _keep_rows_before(file: Path, position: Position) -> None:
-    lines = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    rows = [json.loads(line) for line in lines]
     reached = position.epoch, position.batch
-    kept = [line for line, row in zip(lines, rows, strict=True) if (row["epoch"], row["batch"]) < reached]
-    with complete_or_absent(file) as rewritten:
-        rewritten.writelines(kept)
+    with complete_or_absent(file, "wb") as rewritten:
+        for line, row in sound_lines(file, lambda row: are_numbers(row.get("epoch"), row.get("batch"))):
+            if (row["epoch"], row["batch"]) < reached:
+                rewritten.write(line)
 
 
 def _environment() -> str:

@@ -1,1 +1,5 @@
-"""From whatever ImageNet a user has to a dataset directory: sources, images, and a conversion that can be resumed."""
+"""From ImageNet in any form to a dataset directory.
+
+finding, listing, classes, labels: which images there are, and their classes; images: what becomes of one; planning,
+work: what will be written, and what has been; writing, finishing: writing it; convert: all of this in order.
+"""

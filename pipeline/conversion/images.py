@@ -1,51 +1,36 @@
-"""What becomes of one image: checked once, stored as it is, re-encoded, or as pixels."""
+"""One image on its way from the source to the dataset: checked once, then kept, tiled, re-encoded, or decoded."""
 
-import io
 import re
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from pipeline.augment import RAW_DRAW, random_words
-from pipeline.formats.beton import MODE_JPEG, MODE_RAW
-from pipeline.jpeg.headers import (
-    EOI,
-    PROGRESSIVE_HUFFMAN,
-    SEQUENTIAL_HUFFMAN,
-    SOS,
-    JpegError,
-    JpegHeader,
-    read_header,
-    segments,
+from ..order.random import RAW_DRAW, random_words
+from ..pixels.formats import (
+    STRAY_BYTES,
+    BadImage,
+    check_size,
+    decode_any,
+    encode_jpeg,
+    read_header_or_stray,
 )
-from pipeline.jpeg.tiles import NotTileable, check_entropy, tile
+from ..pixels.jpeg.headers import EOI, PROGRESSIVE_HUFFMAN, SOS, JpegError, JpegHeader, segments
+from ..pixels.jpeg.tiles import NotTileable, check_entropy, tile
+from ..storage.beton import MODE_JPEG, MODE_RAW
 
-# What PIL may open: formats it decodes itself. For PostScript, say, it would start a program.
-IMAGE_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")
 QUALITY = 90  # FFCV's default
-ODD_QUALITY = 95  # of what cannot be kept: with full chroma, nearly as it was
-LARGEST_PIXELS = 1 << 27  # 134 million; ImageNet's largest image has 28 million
-# What is odd is reported, and LARGEST_PIXELS is the limit to size.
-warnings.filterwarnings("ignore", module=r"PIL\.")
-
 APP1 = 0xE1
 END = b"\xff\xd9"
-HUFFMAN = (*SEQUENTIAL_HUFFMAN, PROGRESSIVE_HUFFMAN)
 NO_END = "no end marker"
-_MARKER = re.compile(rb"\xff+([^\0\xff\xd0-\xd7])", re.DOTALL)  # not a stuffed zero, nor a restart
+_MARKER = re.compile(rb"\xff+([^\0\xff\xd0-\xd7])", re.DOTALL)  # not a stuffed zero or a restart marker
 _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}  # bytes by type
-_DIRECTORIES = (0x8769, 0x8825, 0xA005)  # tags of entries that lead to one: Exif, GPS, interoperability
+_DIRECTORIES = (0x8769, 0x8825, 0xA005)  # tags of entries that point to one: Exif, GPS, interoperability
 
 Subsampling = Literal["444", "422", "420"]
-
-
-class BadImage(ValueError):
-    """An image that cannot be used; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,56 +38,60 @@ class Handling:
     """How images are stored."""
 
     jpeg: Literal["tile", "keep", "reencode", "raw", "proportion"] = "tile"
-    max_side: int | None = None  # longest side in pixels of what is re-encoded or stored raw
-    quality: int | None = None  # of what is re-encoded; 90 if it is not said
-    subsampling: Subsampling | None = None  # of what is re-encoded; 4:2:0 if it is not said
-    compress_probability: float = 0.5  # of a JPEG, with "proportion"
+    max_side: int | None = None  # longest side in pixels of re-encoded images and raw pixels
+    quality: int | None = None  # of re-encoded images; None stands for 90
+    subsampling: Subsampling | None = None  # of re-encoded images; None stands for 4:2:0
+    compress_probability: float = 0.5  # that an image is stored as a JPEG, with "proportion"
     seed: int = 0
     verify: bool = True
-    largest: int = 1 << 32  # bytes: what a .beton's page holds
+    largest: int = 1 << 32  # bytes that an image may take: a page of a .beton
 
     @property
     def reencodes(self) -> bool:
-        """Whether sound JPEGs are encoded again; tiles are lossless unless something about the encoding is said."""
-        said = (self.max_side, self.quality, self.subsampling)
-        return self.jpeg == "reencode" or (self.jpeg == "tile" and said != (None, None, None))
+        """Whether sound JPEGs are encoded again; tiling is lossless unless an encoding is asked for."""
+        encoding = (self.max_side, self.quality, self.subsampling)
+        return self.jpeg == "reencode" or (self.jpeg == "tile" and encoding != (None, None, None))
 
 
-class Stored(NamedTuple):
+class PreparedImage(NamedTuple):
     """An image as it will be stored."""
 
     data: bytes
     mode: int  # MODE_JPEG or MODE_RAW
     height: int
     width: int
-    odd: str  # what was odd about it, or nothing
-    reencoded: bool  # from pixels to a JPEG, or to fewer pixels
+    odd: str  # what was odd about it; empty if nothing was
+    reencoded: bool  # encoded from pixels, or reduced
 
 
-def prepare(data: bytes, position: int, handling: Handling) -> Stored:
-    """Check an image and make of it what is stored; `position` is its place in the listing. Raises BadImage."""
+def prepare(data: bytes, position: int, handling: Handling) -> PreparedImage:
+    """Check an image and make of it what will be stored; `position` is its place in the listing. Raises BadImage."""
     try:
-        stored = _prepare(data, position, handling)
+        prepared = _prepare(data, position, handling)
     except JpegError as error:
         raise BadImage(str(error)) from None
     except ValueError as error:
         if isinstance(error, BadImage):
             raise
         raise BadImage(f"cannot be decoded ({error})") from None
-    if len(stored.data) > handling.largest:
+    if len(prepared.data) > handling.largest:
         smaller = "--jpeg reencode --max-side" if handling.jpeg == "keep" else "--max-side"
-        raise BadImage(f"stored it takes {len(stored.data)} bytes, of at most {handling.largest}; {smaller} reduces it")
-    return stored
+        size = len(prepared.data)
+        raise BadImage(f"stored it takes {size} bytes, of at most {handling.largest}; {smaller} reduces it")
+    return prepared
 
 
-def _prepare(data: bytes, position: int, handling: Handling) -> Stored:
-    header = read_header(data) if data[:2] == b"\xff\xd8" else None
+def _prepare(data: bytes, position: int, handling: Handling) -> PreparedImage:
+    header, cleaned = read_header_or_stray(data)
     if header is None or not header.is_decodable_everywhere:
         if header is not None and handling.verify:
-            check_jpeg(data)
-        pixels, odd = _odd_pixels(data, header)
+            check_jpeg(cleaned)
+        pixels, odd = decode_any(cleaned, header)
         return _changed(pixels, pixels.shape[:2], position, handling, odd)
-    _check_size(header.width, header.height)
+    check_size(header.width, header.height)
+    if len(cleaned) < len(data):
+        remarks = [STRAY_BYTES, *oddities(cleaned, header, handling.verify)]
+        return _decoded_and_changed(cleaned, header, position, handling, remarks, handling.verify)
     remarks = oddities(data, header, handling.verify)
     if handling.jpeg == "tile" and not handling.reencodes:
         return _tiled(data, header, remarks, position, handling)
@@ -111,48 +100,48 @@ def _prepare(data: bytes, position: int, handling: Handling) -> Stored:
     if handling.verify:
         data = _with_end(data, remarks)
         remarks += check_jpeg(data) + check_scans(data, header, remarks)
-    return Stored(data, MODE_JPEG, header.height, header.width, ", ".join(remarks), False)
+    return PreparedImage(data, MODE_JPEG, header.height, header.width, ", ".join(remarks), False)
 
 
-def _tiled(data: bytes, header: JpegHeader, remarks: list[str], position: int, handling: Handling) -> Stored:
-    """Without loss, which reads every coefficient; what cannot be tiled so is encoded again."""
+def _tiled(data: bytes, header: JpegHeader, remarks: list[str], position: int, handling: Handling) -> PreparedImage:
+    """Tile without loss, which reads every coefficient; if that is impossible, encode again."""
     try:
-        return Stored(tile(data), MODE_JPEG, header.height, header.width, ", ".join(remarks), False)
+        return PreparedImage(tile(data), MODE_JPEG, header.height, header.width, ", ".join(remarks), False)
     except JpegError as error:
         remarks.append(str(error))
     return _decoded_and_changed(data, header, position, handling, remarks, verify=True)
 
 
 def _with_end(data: bytes, remarks: list[str]) -> bytes:
-    """A JPEG with an end marker; PIL calls it truncated without."""
+    """A JPEG with an end marker, without which PIL calls it truncated."""
     return data + END if NO_END in remarks else data
 
 
 def check_jpeg(data: bytes) -> list[str]:
-    """Decode a JPEG to its end. Returns what a decoder would warn of though every pixel is there; raises
-    JpegError or ValueError where one is not.
+    """Decode a JPEG to its end. Returns what decoders warn of although every pixel is present; raises JpegError or
+    ValueError if one is missing.
 
-    All coefficients are read; only the transform is the cheapest one, to 1/8 of the size: 0.8 ms an image instead
-    of 1.3.
+    All coefficients are read; only the inverse transform is the cheapest one, to 1/8 of the size: 0.8 ms an image
+    instead of 1.3.
     """
     try:
         simplejpeg.decode_jpeg(data, "GRAY", fastdct=True, min_height=1, min_width=1, strict=True)
         return []
     except ValueError as warning:
-        told = str(warning)
+        message = str(warning)
     try:
         check_entropy(data)
-    except NotTileable:  # progressive: which of its warnings are harmless is not known
-        raise BadImage(told) from None
-    return [f"decoders warn: {told}"]
+    except NotTileable:  # progressive: it is not known which of its warnings are harmless
+        raise BadImage(message) from None
+    return [f"decoders warn: {message}"]
 
 
 def check_scans(data: bytes, header: JpegHeader, remarks: list[str]) -> list[str]:
-    """What no scan has, though it should; raises BadImage where that is a whole colour component, or where the file
-    had no end marker.
+    """What is missing from all scans. Raises BadImage if it is a whole colour component, or if the file had no end
+    marker.
 
-    To a decoder, a file of several scans is whole where it was cut between two of them and got an end marker. JPEG
-    allows to leave out bits of coefficients for good (T.81, G.1.1.1), so their lack is no error.
+    To a decoder, a file of several scans is whole if it was cut between two of them and got an end marker. JPEG allows
+    bits of coefficients to be left out for good (T.81, G.1.1.1), so it is no error if some are missing.
     """
     progressive = header.frame_marker == PROGRESSIVE_HUFFMAN
     if not progressive and data[header.scan_offset + 4] == len(header.components):
@@ -181,65 +170,28 @@ def scan_headers(data: bytes, header: JpegHeader) -> Iterator[bytes]:
         at = marker.end() + size
 
 
-def _odd_pixels(data: bytes, header: JpegHeader | None) -> tuple[np.ndarray, str]:
-    """What not every decoder reads alike, as PIL reads it: uint8 [H, W, 3], and what is odd about it."""
-    try:
-        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
-            _check_size(*image.size)
-            odd = f"a {image.format} file"
-            if header is not None:
-                odd = f"a JPEG of {header.precision} bit with {len(header.components)} components (mode {image.mode})"
-                odd += "" if header.frame_marker in HUFFMAN else ", arithmetically coded"
-            elif image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK"):
-                odd += f" (mode {image.mode})"
-            return np.asarray(_eight_bit(image).convert("RGB")), odd
-    except BadImage:
-        raise
-    except UnidentifiedImageError:
-        raise BadImage("not an image") from None
-    except Exception as error:  # PIL raises whatever damaged data leads to
-        raise BadImage(f"cannot be decoded ({error or type(error).__name__})") from None
-
-
-def _check_size(width: int, height: int) -> None:
-    if width * height > LARGEST_PIXELS or max(width, height) > 65535:
-        raise BadImage(f"{width}x{height} pixels, of at most {LARGEST_PIXELS}")
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey scaled to 8 bit; PIL's own conversion would clip it to white."""
-    if image.mode == "F":
-        raise BadImage("pixels in floating point, whose range is not known")
-    if not image.mode.startswith("I"):
-        return image
-    values = np.asarray(image)
-    if values.min() < 0 or values.max() > 65535:
-        raise BadImage("32-bit pixels, whose range is not known")
-    return Image.fromarray((values.astype(np.float64) / 257).round().astype(np.uint8))
-
-
 def oddities(data: bytes, header: JpegHeader, verify: bool) -> list[str]:
     """What is unusual about a JPEG and harmless."""
     end = end_of(data, header) if verify or data[-2:] != END else len(data) - len(END)
     trailing = len(data) - end - 2 if end >= 0 else 0
-    found = ["greyscale"] if len(header.components) == 1 else []
-    found += [f"{trailing} bytes behind the end"] if trailing else []
-    found += [NO_END] if end < 0 else []
-    found += ["corrupt EXIF data"] if not exif_is_sound(data) else []
-    return found
+    remarks = ["greyscale"] if len(header.components) == 1 else []
+    remarks += [f"{trailing} bytes behind the end"] if trailing else []
+    remarks += [NO_END] if end < 0 else []
+    remarks += ["corrupt EXIF data"] if not exif_is_sound(data) else []
+    return remarks
 
 
 def end_of(data: bytes, header: JpegHeader) -> int:
-    """Where the end marker is, -1 without one. bytes.find takes 90 us an image here, this 30."""
+    """The offset of the end marker, -1 without one. bytes.find takes 90 us an image here, this 30."""
     codes = np.frombuffer(data, np.uint8, offset=header.scan_offset)
-    found = (codes[:-1] == END[0]) & (codes[1:] == END[1])
-    first = int(found.argmax())
-    return header.scan_offset + first if found[first] else -1
+    is_end = (codes[:-1] == END[0]) & (codes[1:] == END[1])
+    first = int(is_end.argmax())
+    return header.scan_offset + first if is_end[first] else -1
 
 
 def exif_is_sound(data: bytes) -> bool:
     """Whether the directories of a JPEG's EXIF data, if it has any, lie inside it (TIFF 6.0, section 2; Exif 2.3,
-    4.6.3), but for those of its thumbnail."""
+    4.6.3), except those of its thumbnail."""
     for marker, start, end in segments(data):
         if marker == APP1 and data[start : start + 6] == b"Exif\0\0":
             return _directories_are_sound(data[start + 6 : end])
@@ -257,11 +209,11 @@ def _directories_are_sound(tiff: bytes) -> bool:
     waiting, seen = [number(4, 4)], set[int]()
     while waiting:
         start = waiting.pop()
-        if start in seen or len(seen) > len(_DIRECTORIES):  # each is there once
+        if start in seen or len(seen) > len(_DIRECTORIES):  # each occurs once
             return False
         seen.add(start)
         end = start + 2 + 12 * number(start, 2)
-        if end + 4 > len(tiff):  # behind the entries stands where the next directory is
+        if end + 4 > len(tiff):  # the offset of the next directory follows the entries
             return False
         for at in range(start + 2, end, 12):
             size = _TIFF_SIZES.get(number(at + 2, 2), 0) * number(at + 4, 4)
@@ -273,15 +225,16 @@ def _directories_are_sound(tiff: bytes) -> bool:
 
 
 def _decoded(data: bytes, header: JpegHeader, handling: Handling, strict: bool) -> np.ndarray:
-    """uint8 [H, W, 3], or [H, W, 1] for grey, as --max-side asks or the next DCT scale above. Raises ValueError where
-    libjpeg-turbo cannot decode it, strictly where it warns."""
+    """uint8 [H, W, 3], or [H, W, 1] for grey, at the next DCT scale that is not below the size asked for. Raises
+    ValueError if libjpeg-turbo cannot decode it; with `strict`, also if it warns."""
     space = "GRAY" if len(header.components) == 1 and handling.jpeg in ("tile", "reencode") else "RGB"
     height, width = _reduced(header.height, header.width, handling.max_side)
-    return simplejpeg.decode_jpeg(data, space, min_height=height, min_width=width, strict=strict)
+    pixels: np.ndarray = simplejpeg.decode_jpeg(data, space, min_height=height, min_width=width, strict=strict)
+    return pixels
 
 
 def _checked_and_decoded(data: bytes, header: JpegHeader, handling: Handling, remarks: list[str]) -> np.ndarray:
-    """The same of an image that is checked; one decode is both, unless there is a warning."""
+    """Decode and check; one decode does both, unless there is a warning."""
     data = _with_end(data, remarks)
     try:
         pixels, warned = _decoded(data, header, handling, strict=True), []
@@ -292,15 +245,15 @@ def _checked_and_decoded(data: bytes, header: JpegHeader, handling: Handling, re
 
 
 def _leniently_decoded(data: bytes, header: JpegHeader, handling: Handling) -> np.ndarray:
-    """The same of an image that may be anything."""
+    """Decode without checking, with PIL if need be."""
     try:
         return _decoded(data, header, handling, strict=False)
-    except ValueError:  # a sampling that TurboJPEG does not know
-        return _odd_pixels(data, header)[0]
+    except ValueError:  # a sampling that TurboJPEG does not support
+        return decode_any(data, header)[0]
 
 
 def _reduced(height: int, width: int, max_side: int | None) -> tuple[int, int]:
-    """The size of an image whose longest side is at most `max_side`."""
+    """Height and width scaled so that the longest side is at most `max_side`."""
     longest = max(height, width)
     if max_side is None or longest <= max_side:
         return height, width
@@ -309,7 +262,7 @@ def _reduced(height: int, width: int, max_side: int | None) -> tuple[int, int]:
 
 def _decoded_and_changed(
     data: bytes, header: JpegHeader, position: int, handling: Handling, remarks: list[str], verify: bool
-) -> Stored:
+) -> PreparedImage:
     if verify:
         pixels = _checked_and_decoded(data, header, handling, remarks)
     else:
@@ -317,19 +270,19 @@ def _decoded_and_changed(
     return _changed(pixels, (header.height, header.width), position, handling, ", ".join(remarks))
 
 
-def _changed(pixels: np.ndarray, full: tuple[int, ...], position: int, handling: Handling, odd: str) -> Stored:
-    """Pixels of an image of `full` height and width, reduced if that is asked for, as a JPEG, tiled or not, or as they
-    are."""
+def _changed(pixels: np.ndarray, full: tuple[int, ...], position: int, handling: Handling, odd: str) -> PreparedImage:
+    """Store decoded pixels, of an image of `full` height and width: reduced if asked for, as a JPEG, tiled or not, or
+    raw."""
     pixels = _resized(pixels, _reduced(full[0], full[1], handling.max_side))
     height, width = pixels.shape[:2]
     if handling.jpeg == "raw" or (handling.jpeg == "proportion" and not _compressed(position, handling)):
-        return Stored(pixels.tobytes(), MODE_RAW, height, width, odd, (height, width) != tuple(full[:2]))
+        return PreparedImage(pixels.tobytes(), MODE_RAW, height, width, odd, (height, width) != tuple(full[:2]))
     jpeg = _encoded(pixels, handling)
-    return Stored(tile(jpeg) if handling.jpeg == "tile" else jpeg, MODE_JPEG, height, width, odd, True)
+    return PreparedImage(tile(jpeg) if handling.jpeg == "tile" else jpeg, MODE_JPEG, height, width, odd, True)
 
 
 def _resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """[H, W, 3 or 1] of this height and width."""
+    """Resize [H, W, 3 or 1] to this height and width."""
     if size == pixels.shape[:2]:
         return pixels
     image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
@@ -337,15 +290,13 @@ def _resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _compressed(position: int, handling: Handling) -> bool:
-    """FFCV's proportion mode: whether this image is stored as a JPEG."""
+    """Whether this image is stored as a JPEG (FFCV's proportion mode)."""
     word = random_words(handling.seed, 0, position, RAW_DRAW)[0]
     return float(word) < handling.compress_probability * 2**32
 
 
 def _encoded(pixels: np.ndarray, handling: Handling) -> bytes:
-    """A JPEG as it was asked for; nearly as good as the pixels where it only stands in for an odd image."""
-    stands_in = handling.jpeg in ("keep", "tile") and not handling.reencodes
-    quality = ODD_QUALITY if stands_in else handling.quality or QUALITY
-    subsampling = "444" if stands_in else handling.subsampling or "420"
-    space, sampling = ("GRAY", "Gray") if pixels.shape[2] == 1 else ("RGB", subsampling)
-    return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, space, sampling, fastdct=False)
+    """Encode as asked for, or nearly without loss if the JPEG only replaces an odd image."""
+    if handling.jpeg in ("keep", "tile") and not handling.reencodes:
+        return encode_jpeg(pixels)
+    return encode_jpeg(pixels, handling.quality or QUALITY, handling.subsampling or "420")

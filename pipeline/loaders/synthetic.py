@@ -4,13 +4,13 @@ from collections.abc import Iterator
 
 import torch
 
-from pipeline.contract import Batch, Loader, LoaderSpec
+from ..contract import Batch, Loader, LoaderFacts, LoaderSpec
 
-READS = ("webdataset", "folder", "ffcv", "remote")
+FACTS = LoaderFacts(reads=(), needs="nothing: the ceiling of everything after the loader")
 
 
 class SyntheticLoader:
-    """Random pixels made once on the device; every batch is a view of them, as long as the plan's batch is."""
+    """Random pixels, generated once on the device; every batch is a view of them, of the length of the plan's batch."""
 
     def __init__(self, spec: LoaderSpec) -> None:
         self._spec, self._plan = spec, spec.plan
@@ -19,11 +19,11 @@ class SyntheticLoader:
 
     def epoch(self, epoch: int, resolution: int, start_batch: int = 0) -> Iterator[Batch]:
         if self._batch is None or self._batch.images.shape[-1] != resolution:
-            self._batch = self._make(resolution)
+            self._batch = self._random_batch(resolution)
         for indices in self._plan.batches(epoch, start_batch):
             yield Batch(*(tensor[: len(indices)] for tensor in self._batch))
 
-    def _make(self, resolution: int) -> Batch:
+    def _random_batch(self, resolution: int) -> Batch:
         spec = self._spec
         generator = torch.Generator().manual_seed(spec.seed)
         shape = (spec.batch_size, resolution, resolution, 3)
@@ -39,5 +39,5 @@ class SyntheticLoader:
 
 
 def create(spec: LoaderSpec) -> Loader:
-    """The loader of this file."""
+    """One constant batch, for any split."""
     return SyntheticLoader(spec)

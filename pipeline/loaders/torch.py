@@ -4,63 +4,72 @@ from collections.abc import Iterator
 
 from torch.utils.data import Dataset
 
-from pipeline import workers
-from pipeline.contract import Batch, Loader, LoaderSpec
-from pipeline.decode import load_image
-from pipeline.plan import Indices
-from pipeline.ring import BatchRing
-from pipeline.transfer import to_device
+from ..contract import Batch, Loader, LoaderFacts, LoaderSpec
+from ..order.plan import POSITION, Indices, positions
+from ..pixels.loading import load_image, prepare
+from . import _dataloader
+from ._ring import BatchRing
+from ._transfer import to_device
 
-READS = ("webdataset", "folder", "ffcv")
+FACTS = LoaderFacts(
+    reads=("webdataset", "folder", "ffcv"),
+    priority=20,
+    timed=("read", "crop", "decode", "entropy", "transform", "colour", "resize", "collate"),
+    forks=True,
+)
 
-Request = tuple[int, int, int, Indices]
-"""(epoch, resolution, batch, dataset positions): what a worker needs to make one batch."""
+BatchKey = tuple[int, int, int, Indices]
+"""(epoch, resolution, number of the batch, the samples' keys): what a worker needs to load one batch."""
 
 
 class BatchDataset(Dataset[Batch]):
-    """Makes the batch that is asked for. Workers get a new epoch with the request itself. Opens the split."""
+    """Loads a batch by its key, which carries the epoch to the workers. Opens the split."""
 
     def __init__(self, spec: LoaderSpec, ring: BatchRing) -> None:
-        self._samples, self._policy, self._seed, self._ring = spec.split.samples, spec.crop, spec.seed, ring
+        self._spec, self._samples, self._ring = spec, spec.split.samples, ring
 
-    def __getitem__(self, request: Request) -> Batch:
-        epoch, resolution, number, indices = request
-        batch = self._ring.batch(number, indices, resolution)
-        images, labels = batch.images.permute(0, 2, 3, 1).numpy(), batch.labels.numpy()
-        for row, index in enumerate(indices.tolist()):
-            stored, labels[row] = self._samples[index]
-            load_image(self._samples, index, stored, self._policy, self._seed, epoch, images[row])
+    def __getitem__(self, key: BatchKey) -> Batch:
+        epoch, resolution, number, keys = key
+        spec, clock = self._spec, self._spec.clock
+        with clock.part("collate"):
+            batch = self._ring.batch(number, positions(keys), resolution)
+            images, labels = batch.images.permute(0, 2, 3, 1).numpy(), batch.labels.numpy()
+            for row, sample_key in enumerate(keys.tolist()):
+                with clock.part("read"):
+                    stored, labels[row] = self._samples[sample_key & POSITION]
+                load_image(spec, self._samples, sample_key, stored, epoch, images[row])
         return batch
 
 
-class _Requests:
-    """The sampler of the DataLoader: set for an epoch, then iterated once."""
+class _EpochSampler:
+    """The sampler of the DataLoader: its keys are set for an epoch, then iterated once."""
 
     def __init__(self) -> None:
-        self.upcoming: Iterator[Request] = iter(())
+        self.keys: Iterator[BatchKey] = iter(())
 
-    def __iter__(self) -> Iterator[Request]:
-        return self.upcoming
+    def __iter__(self) -> Iterator[BatchKey]:
+        return self.keys
 
 
 class TorchLoader:
     """A torch DataLoader whose items are whole batches."""
 
     def __init__(self, spec: LoaderSpec) -> None:
-        self._spec, self._plan, self._requests = spec, spec.plan, _Requests()
+        self._spec, self._plan, self._sampler = spec, spec.plan, _EpochSampler()
         self.batches_per_epoch = self._plan.batches_per_epoch
+        prepare(spec)  # before the workers are forked
         dataset = BatchDataset(spec, BatchRing(spec.workers, spec.batch_size, spec.max_resolution))
-        self._loader = workers.loader(dataset, spec.workers, sampler=self._requests)
+        self._loader = _dataloader.batch_loader(dataset, spec.workers, sampler=self._sampler)
 
     def epoch(self, epoch: int, resolution: int, start_batch: int = 0) -> Iterator[Batch]:
         batches = enumerate(self._plan.batches(epoch, start_batch))
-        self._requests.upcoming = ((epoch, resolution, number, indices) for number, indices in batches)
-        return to_device(workers.epoch(self._loader), self._spec)
+        self._sampler.keys = ((epoch, resolution, number, keys) for number, keys in batches)
+        return to_device(_dataloader.epoch(self._loader), self._spec)
 
     def close(self) -> None:
-        workers.end(self._loader)
+        _dataloader.close(self._loader)
 
 
 def create(spec: LoaderSpec) -> Loader:
-    """The loader of this file."""
+    """A DataLoader over the split's samples. Raises InputError where they cannot be opened."""
     return TorchLoader(spec)

@@ -6,12 +6,16 @@ import pytest
 import torch
 
 from pipeline import loaders
-from pipeline.contract import CropPolicy, LoaderSpec
-from pipeline.dataset import Split, SplitInfo, open_split
-from pipeline.errors import InputError
+from pipeline.contract import LoaderSpec
+from pipeline.order.crops import CropPolicy
+from pipeline.storage.manifest import SplitInfo
+from pipeline.storage.split import Split, open_split
+from tests.helpers.loaders import loaded
 from train.config import TrainConfig
-from train.loop import run
+from train.job import run
 from train.metrics import Totals
+from train.network import build_model
+from train.process import Process
 from train.session import Session
 from train.world import World
 
@@ -21,16 +25,9 @@ pytestmark = [
 ]
 
 
-def loader_module(name: str) -> object:
-    try:
-        return loaders.load(name)
-    except InputError as error:
-        pytest.skip(str(error))
-
-
-@pytest.mark.parametrize("name", [name for name in loaders.names() if name != "synthetic"])
+@pytest.mark.parametrize("name", [name for name in loaders.names() if loaders.facts(name).reads])
 def test_batches_on_the_device_are_those_of_the_cpu(dataset: Path, name: str) -> None:
-    module = loader_module(name)
+    module = loaded(name)
     specs = [
         LoaderSpec(
             split=open_split(dataset, "train"),
@@ -49,7 +46,7 @@ def test_batches_on_the_device_are_those_of_the_cpu(dataset: Path, name: str) ->
         assert torch.equal(batch.labels.cpu(), expected.labels)
         difference = (batch.images.cpu().int() - expected.images.int()).abs()
         assert difference.float().mean() <= 2
-        assert difference.max() <= getattr(module, "MAX_DIFFERENCE", 2)
+        assert difference.max() <= module.FACTS.max_difference
     on_cpu.close()
     on_device.close()
 
@@ -74,9 +71,9 @@ def test_a_step_never_waits_for_the_device(amp: str) -> None:
         model_ema=True, clip_grad_norm=1.0, mixup_alpha=0.2, cutmix_alpha=1.0, device="cuda",
     )  # fmt: skip
     device = torch.device("cuda", 0)
-    with Session(config, World(), device) as session:
-        session.open_training("synthetic", split)
-        session.build_training()
+    process = Process(config, World(), device)
+    with process.open_loader("synthetic", split, training=True) as training:
+        session = Session(process, build_model(process, split.classes), training)
         totals = Totals(device)
         batches = session.training_batches()
         for _ in range(3):  # the first steps allocate
@@ -84,8 +81,8 @@ def test_a_step_never_waits_for_the_device(amp: str) -> None:
         torch.cuda.set_sync_debug_mode("error")
         try:
             for batch in batches:
-                logits, loss = session.train_step(batch)
-                totals.add(logits, batch.labels, loss)
+                logits, targets, _ = session.train_step(batch)
+                totals.add(logits, targets)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert session.position.step == 10

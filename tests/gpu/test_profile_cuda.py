@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from pipeline.cli import run_command
-from tools.profile_throughput import ProfileSettings, profile_all
+from tools.profiling.profile import profile
+from tools.profiling.settings import ProfileSettings
 
 pytestmark = [
     pytest.mark.gpu,
@@ -18,7 +19,7 @@ pytestmark = [
 def test_the_phases_fill_the_step_and_the_trace_has_kernels(dataset: Path, tmp_path: Path) -> None:
     flags = ["--data", str(dataset), "--model", "resnet152", "--batch-size", "8", "--loader", "torch", "--trace"]
     flags += ["--device", "cuda", "--windows", "3", "--window-seconds", "0.3", "--out", str(tmp_path)]
-    assert run_command(profile_all, ProfileSettings, flags) == 0
+    assert run_command(profile, ProfileSettings, flags) == 0
     (base,) = json.loads((tmp_path / "profile.json").read_text())["profiles"]
     assert base["transfer"]["median"] > base["model_alone"]["rate"]["median"]
     assert min(base["step_s"][phase] for phase in ("forward", "backward", "optimiser")) > 0

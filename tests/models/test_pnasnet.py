@@ -2,15 +2,16 @@
 
 from collections.abc import Iterator
 from types import MethodType
+from typing import Any
 
 import pretrainedmodels
 import pytest
 import timm
 import torch
-from parity import assert_same, difference
 from torch import Tensor, nn
 
 from models import pnasnet
+from tests.helpers.parity import assert_same, difference
 
 CLASSES = 10
 
@@ -27,37 +28,43 @@ def cadene(network: nn.Module) -> Iterator[nn.Module]:
     with torch.device("meta"):
         reference = pretrainedmodels.pnasnet5large(CLASSES, pretrained=None)
     reference.load_state_dict(network.state_dict(), assign=True)
-    for parameter in reference.parameters():  # shared, but for what training changes
+    for parameter in reference.parameters():  # shared; running statistics are not
         parameter.requires_grad_()
     for module in reference.modules():
-        module._buffers = {name: buffer.clone() for name, buffer in module._buffers.items() if buffer is not None}
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, buffer.clone())
     reference.avg_pool = nn.AdaptiveAvgPool2d(1)
     yield reference
-    network.zero_grad(), reference.zero_grad()
+    network.zero_grad()
+    reference.zero_grad()
 
 
 def without_zero_pad(reference: nn.Module) -> None:
-    """Take out what the Ascend model zoo takes out of Cadene's code."""
+    """Remove what the Ascend model zoo removes from Cadene's code."""
 
-    def forward(self: nn.Module, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Tensor:
         x = self.relu(x)
         second = self.path_2.conv(self.path_2.avgpool(x))
-        return self.final_path_bn(torch.cat([self.path_1(x), second], 1))
+        out: Tensor = self.final_path_bn(torch.cat([self.path_1(x), second], 1))
+        return out
 
     for module in reference.modules():
         if getattr(module, "zero_pad", None):
-            module.zero_pad = None
+            del module.zero_pad
+            module.register_module("zero_pad", None)
         if type(module).__name__ == "FactorizedReduction":
             module.forward = MethodType(forward, module)
 
 
-def test_it_is_cadenes(network: nn.Module, cadene: nn.Module) -> None:
+def test_it_computes_what_cadenes_does(network: nn.Module, cadene: nn.Module) -> None:
     assert network.state_dict().keys() == cadene.state_dict().keys()
     assert_same(network, cadene, torch.randn(2, 3, 95, 95))
 
 
-def test_at_331_pixels_it_is_cadenes_as_he_wrote_it_and_timms(network: nn.Module, cadene: nn.Module) -> None:
-    """timm's at 331 pixels alone: it pads like TensorFlow everywhere, not only where that differs there."""
+def test_at_331_pixels_it_computes_what_cadenes_unchanged_code_and_timms_do(
+    network: nn.Module, cadene: nn.Module
+) -> None:
+    """timm's at 331 pixels only: it uses TensorFlow's padding everywhere, Cadene's only where it differs at 331."""
     cadene.avg_pool = nn.AvgPool2d(11, stride=1)
     with torch.device("meta"):
         timms = timm.create_model("pnasnet5large", num_classes=CLASSES)
@@ -81,13 +88,13 @@ def test_without_zero_pad_it_is_the_ascend_model_zoos(network: nn.Module, cadene
 
 
 @pytest.mark.parametrize("side", [32, 66, 131])
-def test_it_takes_sides_that_cadenes_does_not(network: nn.Module, side: int) -> None:
+def test_it_accepts_sides_that_cadenes_does_not(network: nn.Module, side: int) -> None:
     with torch.no_grad():
         assert network.eval()(torch.zeros(1, 3, side, side + 9)).shape == (1, CLASSES)
 
 
 def test_the_auxiliary_head_is_the_ascend_model_zoos() -> None:
-    """Names and shapes as in its checkpoints; at 331 pixels cell 8 gives 11x11."""
+    """Names and shapes as in its checkpoints; at 331 pixels cell 8 yields 11x11."""
     torch.manual_seed(1)
     head = pnasnet.AuxiliaryHead(4320, 1000)
     assert sum(parameter.numel() for parameter in head.parameters()) == 2_208_488
@@ -110,7 +117,7 @@ def test_the_auxiliary_head_is_the_ascend_model_zoos() -> None:
     assert head(torch.zeros(2, 4320, 2, 2)).shape == head(torch.zeros(2, 4320, 13, 14)).shape == (2, 1000)
 
 
-def test_the_auxiliary_logits_come_in_training_alone() -> None:
+def test_auxiliary_logits_are_computed_only_in_training() -> None:
     with torch.device("meta"):
         network = pnasnet.build(CLASSES, aux=True)
         images = torch.zeros(2, 3, 331, 331)
@@ -118,7 +125,7 @@ def test_the_auxiliary_logits_come_in_training_alone() -> None:
         assert logits.shape == auxiliary.shape == network.eval()(images).shape == (2, CLASSES)
 
 
-def test_dropped_paths_are_whole_samples_and_the_mean_stays() -> None:
+def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:
     torch.manual_seed(0)
     dropped = pnasnet.drop_path(torch.ones(20_000, 2, 1, 3), 0.4)
     assert ((dropped == 0) | ((dropped - 1 / 0.6).abs() < 1e-6)).all()
@@ -126,12 +133,12 @@ def test_dropped_paths_are_whole_samples_and_the_mean_stays() -> None:
     assert abs(dropped.mean() - 1) < 0.02
 
 
-def test_paths_are_dropped_in_training_alone(network: nn.Module) -> None:
+def test_paths_are_dropped_only_in_training(network: nn.Module) -> None:
     with torch.device("meta"):
         dropping = pnasnet.build(CLASSES, drop_path=0.4)
     dropping.load_state_dict(network.state_dict(), assign=True)
     images = torch.randn(1, 3, 64, 64)
-    branch = dropping.cell_0.comb_iter_0_left
+    branch = dropping.get_submodule("cell_0.comb_iter_0_left")
     cell_input = torch.randn(64, 216, 4, 4).relu()
     with torch.no_grad():
         assert torch.equal(dropping.eval()(images), network.eval()(images))

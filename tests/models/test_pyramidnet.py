@@ -5,12 +5,12 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from parity import difference, outputs_and_gradient
 from torch import Tensor, nn
 from torch.nn import functional
 
 import models
 from models import pyramidnet
+from tests.helpers.parity import difference, outputs_and_gradient
 
 BLOCKS = {101: [3, 4, 23, 3], 200: [3, 24, 36, 3], 164: [13] * 4}
 
@@ -21,7 +21,7 @@ def batch_norm(weights: Mapping[str, Tensor], name: str, x: Tensor, training: bo
 
 
 def residual(weights: Mapping[str, Tensor], name: str, x: Tensor, stride: int, training: bool) -> Tensor:
-    """Figure 6d: batch norm, then convolutions each followed by batch norm, with a ReLU between them only."""
+    """Figure 6d: batch norm, then convolutions each followed by batch norm, ReLUs only between them."""
     out = batch_norm(weights, f"{name}.bn1", x, training)
     kernels = [weights[f"{name}.conv{n}.weight"] for n in (1, 2, 3) if f"{name}.conv{n}.weight" in weights]
     strided = 1 if len(kernels) == 3 else 0
@@ -35,7 +35,7 @@ def residual(weights: Mapping[str, Tensor], name: str, x: Tensor, stride: int, t
 
 
 def forward(weights: Mapping[str, Tensor], images: Tensor, blocks: list[int], training: bool) -> Tensor:
-    """The whole network, by the paper's equations 1 to 5, out of operations alone."""
+    """The whole network by the paper's equations 1 to 5, as plain operations."""
     x = functional.conv2d(images, weights["conv1.weight"], stride=2, padding=3)
     x = functional.max_pool2d(functional.relu(batch_norm(weights, "bn1", x, training)), 3, 2, 1)
     for stage, count in enumerate(blocks, start=1):
@@ -43,7 +43,7 @@ def forward(weights: Mapping[str, Tensor], images: Tensor, blocks: list[int], tr
             stride = 2 if stage > 1 and index == 0 else 1
             out = residual(weights, f"layer{stage}.{index}", x, stride, training)
             shortcut = functional.avg_pool2d(x, 2, 2, ceil_mode=True) if stride == 2 else x
-            # Equation 5: where the shortcut has no channel, the residual alone.
+            # Equation 5: where the shortcut lacks a channel, the residual alone.
             both = shortcut.shape[1]
             x = torch.cat([out[:, :both] + shortcut, out[:, both:]], 1)
     x = functional.relu(batch_norm(weights, "bn_final", x, training))
@@ -85,11 +85,12 @@ def test_sizes_are_the_authors(name: str, depth: int, alpha: int, parameters: in
     blocks, shapes = BLOCKS[depth], []
     with torch.device("meta"):
         network = models.card(name).build(1000)
-        for stage in (network.layer1, network.layer2, network.layer3, network.layer4):
+        stages = [network.get_submodule(f"layer{number}") for number in (1, 2, 3, 4)]
+        for stage in stages:
             stage.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape[1:])))
         network(torch.empty(1, 3, 224, 224))
     assert sum(parameter.numel() for parameter in network.parameters()) == parameters
-    assert [len(stage) for stage in (network.layer1, network.layer2, network.layer3, network.layer4)] == blocks
+    assert [len(list(stage.children())) for stage in stages] == blocks
     ends = [64 + alpha * sum(blocks[: n + 1]) / sum(blocks) for n in range(4)]
     assert shapes == [(4 * round(end), side, side) for end, side in zip(ends, (56, 28, 14, 7), strict=True)]
     if name == "pyramidnet164_a48":
@@ -100,20 +101,20 @@ def test_basic_blocks() -> None:
     with torch.device("meta"):
         network = models.card("pyramidnet164_a48").build(1000, block="basic")
     assert sum(parameter.numel() for parameter in network.parameters()) == 11_630_544
-    assert len(network.layer1) == 20
+    assert len(list(network.get_submodule("layer1").children())) == 20
     assert pyramidnet.stage_blocks(34, "basic") == (3, 4, 6, 3)
 
 
 @pytest.mark.parametrize(("block", "depth"), [("basic", 9), ("bottleneck", 13)])
-def test_a_stage_has_at_least_a_block(block: pyramidnet.Block, depth: int) -> None:
-    with pytest.raises(ValueError, match=f"depth={depth} is too little"):
+def test_a_stage_has_at_least_one_block(block: pyramidnet.Block, depth: int) -> None:
+    with pytest.raises(ValueError, match=f"depth={depth} is too small"):
         pyramidnet.stage_blocks(depth, block)
     assert pyramidnet.stage_blocks(depth + 1, block) == (1, 1, 1, 1)
 
 
 def test_convolutions_are_initialised_as_the_authors_do() -> None:
     torch.manual_seed(0)
-    kernel = pyramidnet.build(10, depth=14, alpha=200).layer4[0].conv2.weight
+    kernel = pyramidnet.build(10, depth=14, alpha=200).get_parameter("layer4.0.conv2.weight")
     torch.testing.assert_close(kernel.std().item(), (2 / (9 * kernel.shape[0])) ** 0.5, rtol=0.02, atol=0)
 
 
@@ -124,9 +125,10 @@ def test_the_padded_sum_and_its_gradients() -> None:
     torch.testing.assert_close(pyramidnet.add_padded(out * 1, shortcut), expected)
 
 
-def test_what_is_normalised_again_is_the_same() -> None:
+def test_normalising_again_gives_the_same_gradients() -> None:
     norm, convolution = nn.BatchNorm2d(5), nn.Conv2d(5, 3, 1, bias=False)
-    nn.init.uniform_(norm.weight), nn.init.uniform_(norm.bias)
+    nn.init.uniform_(norm.weight)
+    nn.init.uniform_(norm.bias)
     x = torch.randn(4, 5, 6, 6)
     plain = copy.deepcopy(nn.Sequential(norm, convolution))
     result, expected = x.clone().requires_grad_(), x.clone().requires_grad_()
@@ -135,5 +137,5 @@ def test_what_is_normalised_again_is_the_same() -> None:
     torch.testing.assert_close(result.grad, expected.grad)
     for ours, theirs in zip((*norm.parameters(), *convolution.parameters()), plain.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad)
-    for ours, theirs in zip(norm.buffers(), plain[0].buffers(), strict=True):
-        torch.testing.assert_close(ours, theirs)
+    for statistic, expected_statistic in zip(norm.buffers(), plain[0].buffers(), strict=True):
+        torch.testing.assert_close(statistic, expected_statistic)

@@ -6,6 +6,7 @@ import torchvision
 from torchvision.transforms import v2
 
 import models
+from models import table
 from models.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
 
 
@@ -26,7 +27,7 @@ def test_normalisation_is_torchvisions_and_keeps_the_strides() -> None:
 
 
 @pytest.mark.parametrize("name", ["torchvision/resnet18", "torchvision/googlenet", "torchvision/inception_v3"])
-def test_torchvision_models_take_bytes_and_give_logits(name: str) -> None:
+def test_torchvision_models_map_bytes_to_logits(name: str) -> None:
     model = models.create(name, num_classes=7)
     resolution = models.card(name).resolution
     images = torch.zeros(2, 3, resolution, resolution, dtype=torch.uint8)
@@ -48,3 +49,39 @@ def test_the_state_dict_is_the_published_one() -> None:
 def test_an_unknown_model_lists_the_known_ones() -> None:
     with pytest.raises(models.UnknownModelError, match=r"alexnet, resnet152.*torchvision/resnet18"):
         models.card("bogus")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("resnet51", "resnet51: unknown; did you mean resnet50 or "),
+        ("torchvision/alexnett", "alexnett: unknown; did you mean alexnet"),
+        ("timm/resnet5O", "unknown to timm; did you mean timm/resnet50 or "),
+        ("timm/resnet50.foo", r"timm/resnet50.foo: timm's resnet50 has no tag foo, only .*a1_in1k"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_similar_ones(name: str, hint: str) -> None:
+    with pytest.raises(models.UnknownModelError, match=hint) as caught:
+        models.card(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_names_without_a_library_are_ours_or_torchvisions() -> None:
+    assert [models.full_name(name) for name in ("resnet50", "resnet152", "timm/resnet50", "bogus")] == [
+        "torchvision/resnet50", "resnet152", "timm/resnet50", "bogus"
+    ]  # fmt: skip
+    assert models.create("resnet18", 7)(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 7)
+    with pytest.raises(models.ModelOptionError, match="bogus"):
+        models.check_options("resnet18", {"bogus": 1})
+
+
+def test_the_table_has_a_row_for_each_model() -> None:
+    lines = list(
+        table.markdown_lines(table.HEADER, iter([table.row("alexnet", models.card("alexnet"))]), table.NUMBERS)
+    )
+    assert lines == [
+        "| `--model` | parameters | GMACs | input | published top-1 | paper |",
+        "|---|---:|---:|---:|---|---|",
+        "| `alexnet` | 61,100,840 | 0.71 | 224 | 56.522 torchvision | arXiv:1404.5997 |",
+    ]
+    assert all(card.paper.startswith("arXiv:") for card in models.REGISTRY.values())

@@ -5,10 +5,10 @@ import pytest
 import timm
 import torch
 import torchvision
-from parity import assert_same
 from torch import nn
 
 from models import se_resnet
+from tests.helpers.parity import assert_same
 
 
 @pytest.fixture(autouse=True)
@@ -16,28 +16,28 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def test_the_caffe_form_is_cadenes() -> None:
+def test_the_caffe_form_computes_what_cadenes_does() -> None:
     ours, reference = se_resnet.build_se_resnet50_caffe(1000), pretrainedmodels.se_resnet50(pretrained=None)
     reference.load_state_dict(ours.state_dict())
-    reference.avg_pool = nn.AdaptiveAvgPool2d(1)  # his knows 224 pixels alone
+    reference.avg_pool = nn.AdaptiveAvgPool2d(1)  # his takes 224 pixels only
     assert_same(ours, reference, torch.randn(2, 3, 65, 97))
 
 
-def test_the_caffe_form_is_cadenes_at_224_pixels_as_he_wrote_it() -> None:
+def test_at_224_pixels_the_caffe_form_computes_what_cadenes_unchanged_code_does() -> None:
     ours, reference = se_resnet.build_se_resnet50_caffe(10), pretrainedmodels.se_resnet50(10, pretrained=None)
     reference.load_state_dict(ours.state_dict())
     assert_same(ours, reference, torch.randn(1, 3, 224, 224), training=False)
 
 
-def test_the_caffe_form_is_timms() -> None:
+def test_the_caffe_form_computes_what_timms_does() -> None:
     ours = se_resnet.build_se_resnet50_caffe(10)
     reference = timm.create_model("legacy_seresnet50", num_classes=10, drop_rate=0.0)
     reference.load_state_dict(ours.state_dict())
     assert_same(ours, reference, torch.randn(2, 3, 64, 64))
 
 
-def test_the_other_form_is_timms_without_biases() -> None:
-    """timm's SE-ResNet-50 has the stride on the 3x3 too; its excitations have biases, which are set to zero."""
+def test_the_other_form_computes_what_timms_does_without_biases() -> None:
+    """timm's SE-ResNet-50, too, has the stride on the 3x3; its excitations have biases, set to zero here."""
     ours, reference = se_resnet.build_se_resnet50(10), timm.create_model("seresnet50", num_classes=10)
     weights = {}
     for name, value in ours.state_dict().items():

@@ -1,24 +1,34 @@
-"""Checkpoints on the disk: damage is noticed, the newest sound one is found, the best one stays."""
+"""Checkpoints on disk: damage is noticed, nothing is executed, the newest intact one is found, the best one stays."""
 
+import argparse
 import logging
 import zipfile
 from pathlib import Path
+from typing import Any
 
+import numpy
 import pytest
+import safetensors.torch
 import torch
 
 from pipeline.errors import InputError
+from tests.helpers.memory import memory_below
+from tests.helpers.torch_files import save_as_before_1_6
 from train import checkpoint
-from train.checkpoint import State
+from train.checkpoint import Checkpoint
+from train.config import TrainConfig
+from train.meeting import Meeting
+from train.resume import find
+from train.world import World
 
 
-def state(step: int) -> State:
+def state(step: int) -> Checkpoint:
     generator = torch.Generator().manual_seed(step)
     return {"model": {"weight": torch.randn(200, 50, generator=generator)}, "config": {}, "step": step}
 
 
 def extent_of_weights(path: Path) -> range:
-    """Where the bytes of the tensor are in the file."""
+    """The byte positions of the tensor in the file."""
     raw = next(iter(checkpoint.load(path)["model"].values())).numpy().tobytes()
     start = path.read_bytes().index(raw)
     return range(start, start + len(raw))
@@ -31,7 +41,7 @@ def test_a_flipped_bit_in_a_tensor_is_noticed(tmp_path: Path, share: float) -> N
     data = bytearray(path.read_bytes())
     data[extent[int(share * len(extent))]] ^= 4
     path.write_bytes(data)
-    torch.load(path, weights_only=True)  # which does not notice
+    torch.load(path, weights_only=True)  # does not notice
     with pytest.raises(InputError, match=r"step-00000001.pt: not a checkpoint, or a damaged one"):
         checkpoint.load(path)
 
@@ -45,48 +55,146 @@ def test_a_truncated_file_is_noticed(tmp_path: Path, share: float) -> None:
         checkpoint.load(path)
 
 
-def test_the_newest_sound_one_is_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert checkpoint.newest_sound(tmp_path) is None
+def test_the_newest_intact_one_is_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert checkpoint.newest_intact(tmp_path) is None
     paths = [checkpoint.save(tmp_path, step, state(step), keep=5) for step in (8, 9, 10, 11)]
     paths[3].write_bytes(b"")
     paths[2].write_bytes(b"garbage" * 1000)
     with caplog.at_level(logging.WARNING):
-        found = checkpoint.newest_sound(tmp_path)
-    assert found is not None
-    assert found[0] == paths[1]
+        newest = checkpoint.newest_intact(tmp_path)
+    assert newest is not None
+    assert newest[0] == paths[1]
     assert [record.getMessage() for record in caplog.records] == [
-        f"{path} is damaged: going on from the one before" for path in (paths[3], paths[2])
+        f"{path} is damaged: resuming from the one before" for path in (paths[3], paths[2])
     ]
     for path in paths[:2]:
         path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(InputError, match=r"all 4 checkpoints in .* are damaged"):
-        checkpoint.newest_sound(tmp_path)
+        checkpoint.newest_intact(tmp_path)
 
 
-def test_damaged_ones_do_not_count_among_the_newest(tmp_path: Path) -> None:
+def test_damaged_checkpoints_do_not_count_among_the_newest(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, 8, state(8), keep=1)
     damaged = checkpoint.path_for(tmp_path, 20)
     damaged.write_bytes(b"")
     (damaged.parent / ".step-00000020.pt.partial").write_bytes(b"half")
     checkpoint.set_aside_after(tmp_path, 8)
     checkpoint.save(tmp_path, 9, state(9), keep=1)
-    assert sorted(path.name for path in damaged.parent.iterdir()) == ["step-00000009.pt", "step-00000020.pt.damaged"]
+    assert sorted(path.name for path in damaged.parent.iterdir()) == [
+        "last.pt", "step-00000009.pt", "step-00000020.pt.damaged"
+    ]  # fmt: skip
 
 
-def test_the_best_outlives_the_newest(tmp_path: Path) -> None:
+def test_the_best_is_kept_when_newer_ones_replace_it(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         checkpoint.save(tmp_path, step, state(step), keep=2)
         if step in (1, 2):
-            checkpoint.keep_as_best(tmp_path, step)
+            checkpoint.keep_as(checkpoint.BEST, tmp_path, step)
     assert [path.name for path in checkpoint.existing(tmp_path)] == ["step-00000003.pt", "step-00000004.pt"]
     assert checkpoint.load(tmp_path / "checkpoints" / "best.pt")["step"] == 2
 
 
-def test_what_another_program_saved_is_no_checkpoint(tmp_path: Path) -> None:
+def test_the_newest_is_the_last_one_too(tmp_path: Path) -> None:
+    """After damage too; and a link at that name is replaced, not followed."""
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, state(step), keep=2)
+    last, other = tmp_path / "checkpoints" / "last.pt", tmp_path / "other"
+    assert last.samefile(checkpoint.path_for(tmp_path, 2)), "it takes no space of its own"
+    checkpoint.set_aside_after(tmp_path, 1)
+    assert checkpoint.load(last)["step"] == 1
+    other.write_bytes(b"precious")
+    last.unlink()
+    last.symlink_to(other)
+    checkpoint.save(tmp_path, 3, state(3), keep=1)
+    assert checkpoint.load(last)["step"] == 3
+    assert other.read_bytes() == b"precious"
+
+
+def test_the_file_of_another_program_is_no_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save({"weight": torch.zeros(3)}, path)
     with pytest.raises(InputError, match="not a checkpoint of this program"):
         checkpoint.load(path)
-    assert checkpoint.load_weights_file(path) == {}
+    assert not checkpoint.is_checkpoint(checkpoint.read(path))
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
+
+
+def test_a_file_from_before_pytorch_1_6_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    save_as_before_1_6({"weight": torch.ones(3)}, path)
+    assert not zipfile.is_zipfile(path)
+    assert torch.equal(checkpoint.read(path)["weight"], torch.ones(3))
+
+
+class Code:
+    """What a file may contain and must not run."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("executed"),))
+
+
+@pytest.mark.parametrize("content", [Code(), {"state_dict": {}, "best_acc1": numpy.float64(3)}], ids=["code", "numpy"])
+def test_code_in_a_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "weights.pth"
+    torch.save(content, path)
+    with pytest.raises(InputError, match=r"weights.pth: holds .*, which is code, not weights; nothing was") as caught:
+        checkpoint.read(path, "file of weights")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04" + bytes(100)])
+def test_a_file_of_something_else(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="not a file of weights, or a damaged one"):
+        checkpoint.read(path, "file of weights")
+    with pytest.raises(InputError, match=r"none.pth: no such file of weights"):
+        checkpoint.read(tmp_path / "none.pth", "file of weights")
+
+
+def test_flags_that_a_trainer_saved_with_the_weights_are_read(tmp_path: Path) -> None:
+    """As torchvision's references and timm save them; what a Namespace holds is checked as everything else."""
+    path = tmp_path / "weights.pth"
+    torch.save({"model": {"weight": torch.ones(3)}, "epoch": 3, "args": argparse.Namespace(lr=0.1, amp=None)}, path)
+    assert torch.equal(checkpoint.read(path)["model"]["weight"], torch.ones(3))
+    torch.save({"model": {"weight": torch.ones(3)}, "args": argparse.Namespace(lr=Code())}, path)
+    with pytest.raises(InputError, match="which is code, not weights"):
+        checkpoint.read(path)
+
+
+def test_safetensors_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file({"weight": torch.arange(1000.0)}, path)
+    content = checkpoint.read(path, "file of weights")
+    assert not checkpoint.is_checkpoint(content)
+    assert torch.equal(content["weight"], torch.arange(1000.0))
+    data = path.read_bytes()
+    for damaged in (data[:-100], data[:20], data[:8] + b"{" + b"x" * 100):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"model.safetensors: not a file of weights, or a damaged one"):
+            checkpoint.read(path, "file of weights")
+
+
+def test_an_archive_that_unpacks_to_a_thousand_times_its_size(tmp_path: Path) -> None:
+    torch.save({"model": {"weight": torch.zeros(1 << 24)}, "config": {}}, tmp_path / "plain.pt")
+    path = tmp_path / "packed.pt"
+    with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for entry in plain.infolist():
+            packed.writestr(entry.filename, plain.read(entry))
+    with memory_below(1 << 24), pytest.raises(InputError, match="not a checkpoint, or a damaged one"):
+        checkpoint.load(path)
+
+
+def test_settings_that_unfold_without_end(tmp_path: Path) -> None:
+    """Each list holds the one before twice: 70 of them are a few kilobytes in the file, and more than any memory when
+    they are written out."""
+    nested: Any = [0]
+    for _ in range(70):
+        nested = [nested, nested]
+    torch.save({"model": {}, "config": {"lr": nested}, "position": {}}, tmp_path / "some.pt")
+    config = TrainConfig(resume=str(tmp_path / "some.pt"))
+    with memory_below(1 << 28), pytest.raises(InputError, match="settings without end"):
+        find(config, Meeting(World(), 1))

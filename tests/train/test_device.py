@@ -1,4 +1,4 @@
-"""Choosing a device: what is told where the vendor's package is missing or broken."""
+"""Choosing a device: the error where the vendor's package is missing or broken, memory, reproducible kernels."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipeline.errors import InputError
-from train.device import DEVICE_TYPES, configure_math, require, select
+from train.device import DEVICE_TYPES, cards, configure_math, require, select
 
 
 @pytest.mark.parametrize("name", [name for name, row in DEVICE_TYPES.items() if row.vendor_package])
@@ -18,12 +18,17 @@ def test_a_missing_vendor_package(name: str) -> None:
         require(name, 1)
 
 
+def test_four_processes_are_a_card_of_sdaa() -> None:
+    assert [cards("sdaa", processes) for processes in (1, 4, 32)] == [None, 1, 8]
+    assert cards("npu", 8) is None
+
+
 @pytest.mark.parametrize("device", ["auto", "sdaa"])
 @pytest.mark.parametrize("fault", ["raise OSError('libsdaa.so: no such file')", "import sdaa_driver"])
-def test_a_broken_vendor_package_is_not_passed_over(
+def test_a_broken_vendor_package_is_not_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, fault: str
 ) -> None:
-    """Choosing the CPU on a machine with accelerators would be a fallback that nobody notices for hours."""
+    """To choose the CPU on a machine with accelerators would be a fallback that nobody notices for hours."""
     (tmp_path / "torch_sdaa.py").write_text(fault)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError, match=r"--device sdaa needs torch_sdaa, which cannot be imported .*sdaa") as raised:
@@ -31,7 +36,7 @@ def test_a_broken_vendor_package_is_not_passed_over(
     assert "\n" not in str(raised.value)
 
 
-def test_on_a_cpu_freed_memory_is_kept() -> None:
+def test_freed_memory_is_kept_on_a_cpu() -> None:
     select("cpu", 0, 1)
     process = psutil.Process()
     arrays = [np.ones(1 << 24, np.uint8) for _ in range(8)]  # 128 MB
@@ -41,13 +46,13 @@ def test_on_a_cpu_freed_memory_is_kept() -> None:
 
 
 @pytest.fixture
-def _as_it_was() -> Iterator[None]:
+def _restored_math() -> Iterator[None]:
     yield
     configure_math(deterministic=False)
 
 
-@pytest.mark.usefixtures("_as_it_was")
-def test_an_operation_that_is_not_reproducible_is_an_error_where_it_is_asked_for() -> None:
+@pytest.mark.usefixtures("_restored_math")
+def test_an_operation_without_reproducible_kernel_is_an_error_with_deterministic() -> None:
     tensor, places, values = torch.zeros(3), torch.tensor([0, 0]), torch.tensor([1.0, 2.0])
     tensor.put_(places, values)
     configure_math(deterministic=True)

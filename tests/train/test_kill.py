@@ -1,72 +1,34 @@
-"""Runs that are killed at any moment and gone on with end with the weights of those that were not."""
+"""Runs that are killed at any moment and resumed end with the weights of an uninterrupted run."""
 
-import json
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from processes import Accident, run_process
 
+import models
 from pipeline import loaders
+from tests.helpers.processes import EVERYTHING, KILLED, Accident, run_process, run_ranks
+from tests.helpers.runs import assert_same_end, metrics, newest_step
 
-KILLED = -signal.SIGKILL
-# A network with BatchNorm and dropout; 10 batches of 4 images in 5 steps an epoch.
-EVERYTHING = [
-    "--model", "pyramidnet", "--model-kwargs", "depth=14", "alpha=8", "drop_rate=0.5",
-    "--resolution", 32, "--progressive-resize", "1:40", "--batch-size", 4, "--accumulate", 2, "--workers", 2,
-    "--epochs", 3, "--warmup-epochs", 1, "--lr", 0.1, "--nesterov", "--norm-weight-decay", 0, "--clip-grad-norm", 5,
-    "--label-smoothing", 0.1, "--mixup-alpha", 0.4, "--cutmix-alpha", 1, "--model-ema", "--model-ema-decay", 0.9,
-    "--amp", "fp16", "--checkpoint-every", 2, "--log-indices",
+MODERN = [
+    "--recipe", "timm-a1", "--model", "timm/deit_tiny_distilled_patch16_224",
+    "--model-kwargs", "img_size=32", "depth=2", "embed_dim=48", "drop_path_rate=0.3",
+    "--resolution", 32, "--val-crop", 32, "--val-resize", 36, "--val-flip", "--batch-size", 6, "--workers", 1,
+    "--epochs", 3, "--warmup-epochs", 0, "--lr", 0.01, "--layer-decay", 0.8, "--grad-checkpointing",
+    "--aug-repeats", 3, "--random-erase", 0.5, "--distillation", "soft", "--distillation-tau", 2,
+    "--model-ema", "--model-ema-steps", 2, "--model-ema-warmup", "torchvision", "--model-ema-decay", 0.99,
+    "--checkpoint-every", 2, "--log-indices", "--print-freq", 1,
 ]  # fmt: skip
+"""Flags of a run with what recipes consist of: LAMB, binary cross-entropy, mixing, augmentation, repeats, a teacher,
+stochastic depth, layer decay, averages: 7 batches of 6 images an epoch, or of 12 in 3 steps on two ranks."""
 
-
-def assert_equal(left: Any, right: Any, where: str = "") -> None:
-    """Bit for bit, through dictionaries and lists."""
-    assert type(left) is type(right), where
-    if isinstance(left, torch.Tensor):
-        assert torch.equal(left, right), where
-    elif isinstance(left, dict):
-        assert left.keys() == right.keys(), where
-        for key in left:
-            assert_equal(left[key], right[key], f"{where}.{key}")
-    elif isinstance(left, list | tuple):
-        assert len(left) == len(right), where
-        for number, pair in enumerate(zip(left, right, strict=True)):
-            assert_equal(*pair, f"{where}.{number}")
-    else:
-        assert left == right, where
-
-
-def assert_same_end(whole: Path, parts: Path) -> None:
-    """The same weights, averages, momentum, scale and position; the same batches, each once; the same evaluations."""
-    assert step_of_newest(whole) == step_of_newest(parts)
-    expected, resumed = (torch.load(newest(run), weights_only=True) for run in (whole, parts))
-    expected["config"], resumed["config"] = {}, {}  # they differ in the run directory
-    assert_equal(expected, resumed)
-    for run in sorted(whole.glob("indices-rank*.jsonl")):
-        assert run.read_text() == (parts / run.name).read_text()
-    assert evaluations(whole) == evaluations(parts)
-    assert not list(parts.glob("checkpoints/.*.partial"))
-
-
-def newest(run: Path) -> Path:
-    return max(run.glob("checkpoints/step-*.pt"))
-
-
-def step_of_newest(run: Path) -> int:
-    """0 where there is no checkpoint."""
-    return max((int(path.stem.partition("-")[2]) for path in run.glob("checkpoints/step-*.pt")), default=0)
-
-
-def evaluations(run: Path) -> list[dict[str, Any]]:
-    rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [row for row in rows if row["kind"] == "eval"]
+STEP = "--lr-scheduler step --lr-step-size 1 --min-lr 0"
+PLATEAU = "--lr-scheduler plateau --lr-patience 0"
 
 
 @pytest.mark.parametrize("loader", loaders.names())
-def test_killed_runs_end_as_if_nothing_had_happened(dataset: Path, tmp_path: Path, loader: str) -> None:
+def test_killed_runs_end_as_an_uninterrupted_one(dataset: Path, tmp_path: Path, loader: str) -> None:
     log, flags = tmp_path / "log", ["--data", dataset, "--loader", loader, *EVERYTHING]
     assert run_process([*flags, "--run-dir", tmp_path / "whole"], log) == 0, log.read_text()
     resumed = [*flags, "--run-dir", tmp_path / "parts", "--resume", "auto"]
@@ -78,19 +40,38 @@ def test_killed_runs_end_as_if_nothing_had_happened(dataset: Path, tmp_path: Pat
         (Accident("evaluation", 3), KILLED),
         (Accident("rename", 2), KILLED),
         (Accident("SIGTERM", 2), 128 + signal.SIGTERM),
-        (Accident("asked in an evaluation", 2), 128 + signal.SIGTERM),
+        (Accident("evaluation, SIGTERM", 2), 128 + signal.SIGTERM),
     ]
     if loader in ("torch", "webdataset"):
         accidents += [(Accident("group", 2), 128 + signal.SIGTERM), (Accident("worker", 1), 1)]
-    if loader == "ffcv":  # compiles for seconds in each process
+    if loader == "ffcv":  # each process compiles for seconds
         accidents = accidents[1::3]
     for accident, code in accidents:
         log.write_text("")
-        before = step_of_newest(tmp_path / "parts")
+        before = newest_step(tmp_path / "parts")
         ended = run_process(resumed, log, accident)
-        # A worker that has made all its batches is not missed.
+        # A worker that has loaded all its batches already is not missed.
         assert ended == code or (accident.moment == "worker" and ended == 0), (accident, log.read_text())
         if accident.moment.startswith("SIG"):
-            assert step_of_newest(tmp_path / "parts") == before + accident.count, "saved after the step it came in"
+            assert newest_step(tmp_path / "parts") == before + accident.count, (
+                "saved after the step in which the signal arrived"
+            )
     assert run_process(resumed, log) == 0, log.read_text()
     assert_same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize(("size", "scheduler"), [(1, STEP), (1, PLATEAU), (2, PLATEAU)])
+def test_a_killed_recipe_ends_as_an_uninterrupted_one(dataset: Path, tmp_path: Path, size: int, scheduler: str) -> None:
+    torch.manual_seed(1)
+    teacher = tmp_path / "teacher.pt"
+    torch.save(models.create("torchvision/squeezenet1_1", 4).network.state_dict(), teacher)
+    log, flags = tmp_path / "log", ["--data", dataset, "--loader", "torch", *MODERN, *scheduler.split()]
+    flags += ["--teacher", "torchvision/squeezenet1_1", "--teacher-weights", teacher]
+    assert run_ranks(size, [*flags, "--run-dir", tmp_path / "whole"], log) == size * [0], log.read_text()
+    resumed = [*flags, "--run-dir", tmp_path / "parts", "--resume", "auto"]
+    for accident in (Accident("step", 4), Accident("evaluation", 1)):
+        assert run_ranks(size, resumed, log, accident)[-1] == KILLED, (accident, log.read_text())
+    assert run_ranks(size, resumed, log) == size * [0], log.read_text()
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+    rates = [row["lr"] for row in metrics(tmp_path / "whole", "train")]
+    assert rates[-1] < rates[0]  # the schedule has acted, also that of evaluations

@@ -1,6 +1,6 @@
-"""Several processes on one machine: failures, restarts, signals, other launchers. Real processes, killed for real."""
+"""Several processes on one machine: failures, restarts, signals. Real processes, killed for real."""
 
-import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,12 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from processes import Accident, free_port, run_ranks
-from scripts import ROOT, SMALL, finish, ranks_of, result_of, start, wait_until, weights
 
-from pipeline.errors import InputError
-from train.config import TrainConfig
-from train.world import World, find_world
+from tests.helpers.processes import Accident, free_port, run_ranks
+from tests.helpers.scripts import ROOT, SMALL, finish, ranks_of, result_of, start, wait_until, weights
 
 FAULTY_RANK_1 = """
 import os
@@ -30,7 +27,7 @@ if os.environ.get("RANK") == "1":
 
 @pytest.fixture
 def clean() -> Iterator[Callable[[subprocess.Popen[str]], subprocess.Popen[str]]]:
-    """Kills the given process at the end of the test, and with it those that it started."""
+    """Kills the given process, and with it those that it started, at the end of the test."""
     started: list[subprocess.Popen[str]] = []
 
     def remember(process: subprocess.Popen[str]) -> subprocess.Popen[str]:
@@ -62,14 +59,17 @@ def test_a_killed_rank_is_restarted_from_the_last_checkpoint(dataset: Path, tmp_
     result_of(done)
     assert "resumed from" in done.stderr
     if launcher == "ours":
-        assert "rank 1 was killed by SIGKILL\nrestarting from the last checkpoint; 0 restarts left" in done.stderr
+        assert re.search(
+            r"^rank 1 was killed by SIGKILL, probably by the out-of-memory killer \([\d.]+ of [\d.]+ GiB of memory are "
+            r"in use now.*\nrestarting from the last checkpoint; 0 restarts left$", done.stderr, re.MULTILINE
+        )  # fmt: skip
         assert "Traceback" not in done.stderr
     for name, expected in weights(whole).items():
         assert torch.equal(weights(parts)[name], expected), name
 
 
-def test_nothing_is_forked_beside_a_process_group(dataset: Path, tmp_path: Path) -> None:
-    """Its threads hold locks now and then, that of CPython's threads too; a process that is forked then hangs."""
+def test_nothing_is_forked_once_there_is_a_process_group(dataset: Path, tmp_path: Path) -> None:
+    """Its threads sometimes hold locks, CPython's own among them; a process forked at that moment hangs."""
     log, run_dir = tmp_path / "log", tmp_path / "run"
     flags = ["--data", dataset, *SMALL, "--batch-size", 2]
     training = [*flags, "--epochs", 2, "--progressive-resize", "0:24", "1:40", "--run-dir", run_dir]
@@ -80,33 +80,34 @@ def test_nothing_is_forked_beside_a_process_group(dataset: Path, tmp_path: Path)
     assert run_ranks(2, evaluation, log, fork) == [0, 0], log.read_text()
 
 
-def test_nobody_waits_for_a_rank_that_cannot_begin(dataset: Path, tmp_path: Path) -> None:
+def test_nobody_waits_for_a_rank_that_cannot_start(dataset: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     flags = ["--data", dataset, *SMALL, "--batch-size", 2, "--run-dir", tmp_path / "run"]
     assert run_ranks(2, flags, log, Accident("opening", 2)) == [1, 2], log.read_text()
-    assert sorted(log.read_text().splitlines()) == [
-        "error: --data: not here", "error: rank 1 could not begin; what it said tells why"
+    lines = log.read_text().splitlines()
+    assert sorted(line for line in lines if not line.startswith("decoder auto")) == [
+        "error: --data: refused on purpose", "error: rank 1 could not start; its own error message says why"
     ]  # fmt: skip
-    # Rank 0 alone looks for checkpoints, and finds half of one.
+    # Only rank 0 looks for checkpoints, and it finds half of one.
     damaged = tmp_path / "run" / "checkpoints" / "step-00000002.pt"
     damaged.parent.mkdir(parents=True)
     damaged.write_bytes(b"PK")
     log.write_text("")
     assert run_ranks(2, [*flags, "--resume", "auto"], log) == [2, 1], log.read_text()
-    assert "error: rank 0 could not begin; what it said tells why" in log.read_text().splitlines()
+    assert "error: rank 0 could not start; its own error message says why" in log.read_text().splitlines()
     assert "Traceback" not in log.read_text()
 
 
 @pytest.mark.parametrize("function", ["optim.SGD.step", "utils.data.DataLoader.__init__"])
 def test_the_first_failing_rank_is_shown_once(dataset: Path, tmp_path: Path, function: str) -> None:
-    """Beside the others in a process group, and before there is one."""
+    """In a process group with the others, and before there is one."""
     (tmp_path / "sitecustomize.py").write_text(FAULTY_RANK_1.format(function=function))
     flags = ["--data", dataset, *SMALL, "--batch-size", 2, "--nproc", 2, "--run-dir", tmp_path / "run"]
     done = finish(start(*flags, environment={"PYTHONPATH": str(tmp_path)}))
     assert done.returncode == 1
     assert done.stderr.count("Traceback") == 1
     assert done.stderr.endswith("rank 1 failed: RuntimeError: a fault on purpose\n")
-    assert "sitecustomize.py" in done.stderr  # the traceback leads to the fault
+    assert "sitecustomize.py" in done.stderr  # the traceback names the place of the fault
 
 
 def test_no_process_outlives_a_killed_launcher(
@@ -116,7 +117,7 @@ def test_no_process_outlives_a_killed_launcher(
     run = clean(start(*flags, "--run-dir", tmp_path / "run"))
     wait_until(lambda: any(tmp_path.glob("run/checkpoints/*.pt")), run)
     processes = psutil.Process(run.pid).children(recursive=True)
-    assert len(processes) > 2  # those that load data too
+    assert len(processes) > 2  # including those that load data
     run.kill()
     _, alive = psutil.wait_procs(processes, timeout=20)
     assert not alive
@@ -133,7 +134,7 @@ launch(TrainConfig(nproc=2, max_restarts=1, run_dir="run"), {worker!r})
 WORKER = """
 import os, pathlib, signal, subprocess, sys, time
 def stop(number, frame):
-    time.sleep(1)  # as for a checkpoint
+    time.sleep(1)  # as if writing a checkpoint
     alive = helper.poll() is None
     helper.kill()
     pathlib.Path(f"stopped-{{os.environ['RANK']}}").write_text(f"{{number}} {{alive}}")
@@ -170,11 +171,11 @@ def test_a_signal_to_stop_is_passed_on_and_waited_for(
 
 
 class TestMachinesThatDoNotMeet:
-    """One line, within --rdzv-timeout, with exit code 2."""
+    """One line after --rdzv-timeout seconds, and exit code 2."""
 
     @pytest.fixture
-    def told(self, dataset: Path, tmp_path: Path) -> Callable[..., str]:
-        def told(node_rank: int, endpoint: str) -> str:
+    def error_of(self, dataset: Path, tmp_path: Path) -> Callable[..., str]:
+        def error_of(node_rank: int, endpoint: str) -> str:
             flags = ["--nnodes", 2, "--node-rank", node_rank, "--rdzv-endpoint", endpoint, "--rdzv-timeout", 3]
             done = finish(start("--data", dataset, *SMALL, *flags, "--run-dir", tmp_path / "run"), timeout=60)
             assert done.returncode == 2, done.stderr
@@ -184,105 +185,33 @@ class TestMachinesThatDoNotMeet:
             assert not (tmp_path / "run").exists()
             return error
 
-        return told
+        return error_of
 
-    def test_a_machine_that_never_comes(self, told: Callable[..., str]) -> None:
-        error = told(0, f"127.0.0.1:{free_port()}")
+    def test_a_machine_that_never_arrives(self, error_of: Callable[..., str]) -> None:
+        error = error_of(0, f"127.0.0.1:{free_port()}")
         assert "2 machines did not meet there within --rdzv-timeout 3 s (Timed out" in error
 
-    def test_an_endpoint_where_nobody_listens(self, told: Callable[..., str]) -> None:
-        error = told(1, f"127.0.0.1:{free_port()}")
+    def test_an_endpoint_where_nobody_listens(self, error_of: Callable[..., str]) -> None:
+        error = error_of(1, f"127.0.0.1:{free_port()}")
         assert error.endswith("not reached within --rdzv-timeout 3 s (Connection refused)")
 
-    def test_an_endpoint_that_nobody_knows(self, told: Callable[..., str]) -> None:
-        error = told(1, "no-such-host.invalid:29500")
+    def test_an_endpoint_that_does_not_resolve(self, error_of: Callable[..., str]) -> None:
+        error = error_of(1, "no-such-host.invalid:29500")
         assert error.endswith("not reached within --rdzv-timeout 3 s (Name or service not known)")
 
-    def test_an_endpoint_that_is_another_machine(self, told: Callable[..., str]) -> None:
-        assert "rank 0 is to listen there, and cannot (Cannot assign" in told(0, "192.0.2.254:29500")
+    def test_an_endpoint_that_is_another_machine(self, error_of: Callable[..., str]) -> None:
+        assert "rank 0 must listen there, but cannot (Cannot assign" in error_of(0, "192.0.2.254:29500")
 
-    def test_a_port_in_use(self, told: Callable[..., str]) -> None:
+    def test_a_port_in_use(self, error_of: Callable[..., str]) -> None:
         with socket.create_server(("", 0)) as other:
-            error = told(0, f"127.0.0.1:{other.getsockname()[1]}")
-        assert "rank 0 is to listen there, and cannot (Address already in use" in error
+            error = error_of(0, f"127.0.0.1:{other.getsockname()[1]}")
+        assert "rank 0 must listen there, but cannot (Address already in use" in error
 
 
-def test_a_process_that_never_comes(dataset: Path, tmp_path: Path) -> None:
+def test_a_process_that_never_arrives(dataset: Path, tmp_path: Path) -> None:
     environment = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
     flags = ["--data", dataset, *SMALL, "--batch-size", 2, "--rdzv-timeout", 3, "--run-dir", tmp_path / "run"]
     done = finish(start(*flags, environment=environment), timeout=60)
     assert done.returncode == 2
     assert "2 processes did not meet there within --rdzv-timeout 3 s (" in done.stderr
     assert len(done.stderr.splitlines()) == 1
-
-
-class TestEnvironments:
-    """What srun and mpirun say of a process is adopted."""
-
-    SRUN = {"SLURM_PROCID": "3", "SLURM_NTASKS": "4", "SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "2(x2)"}  # noqa: RUF012
-    MASTER = {"MASTER_ADDR": "node0", "MASTER_PORT": "29500"}  # noqa: RUF012
-
-    @pytest.fixture(autouse=True)
-    def _no_launcher(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for name in os.environ:
-            if name.startswith(("SLURM_", "OMPI_", "TORCHELASTIC_")) or name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"):
-                monkeypatch.delenv(name)
-
-    @pytest.fixture
-    def world(self, monkeypatch: pytest.MonkeyPatch) -> Callable[..., World | None]:
-        def world(environment: dict[str, str], **flags: int) -> World | None:
-            for name, value in environment.items():
-                monkeypatch.setenv(name, value)
-            return find_world(TrainConfig(**flags))  # type: ignore[arg-type]
-
-        return world
-
-    def test_srun(self, world: Callable[..., World | None]) -> None:
-        expected = World(rank=3, size=4, local_rank=1, local_size=2)
-        assert world({**self.SRUN, **self.MASTER, "SLURM_NODEID": "1"}) == expected
-
-    @pytest.mark.parametrize(("tasks", "node", "count"), [("2(x3),1", 2, 2), ("2(x3),1", 3, 1), ("4", 0, 4)])
-    def test_srun_with_unequal_nodes(
-        self, world: Callable[..., World | None], tasks: str, node: int, count: int
-    ) -> None:
-        unequal = {"SLURM_STEP_TASKS_PER_NODE": tasks, "SLURM_NODEID": str(node), "SLURM_LOCALID": "0"}
-        found = world({**self.SRUN, **self.MASTER, **unequal})
-        assert found is not None
-        assert found.local_size == count
-
-    def test_mpirun(self, world: Callable[..., World | None]) -> None:
-        names = ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")
-        said = {f"OMPI_COMM_WORLD_{name}": value for name, value in zip(names, "5812", strict=True)}
-        assert world(said | self.MASTER) == World(rank=5, size=8, local_rank=1, local_size=2)
-
-    def test_one_task_a_machine_is_for_our_own_launcher(self, world: Callable[..., World | None]) -> None:
-        assert world(self.SRUN, nproc=8) is None
-
-    def test_no_launcher(self, world: Callable[..., World | None]) -> None:
-        assert world({}) is None
-
-    def test_without_a_meeting_point(self, world: Callable[..., World | None]) -> None:
-        with pytest.raises(InputError, match=r"srun started 4 processes: export MASTER_ADDR .* MASTER_PORT"):
-            world(self.SRUN)
-
-    def test_nonsense(self, world: Callable[..., World | None]) -> None:
-        with pytest.raises(InputError, match=r"torchrun's environment .* RANK=x WORLD_SIZE=2"):
-            world({"RANK": "x", "WORLD_SIZE": "2"})
-
-    @pytest.mark.parametrize(
-        "environment",
-        [{"RANK": "5", "WORLD_SIZE": "2"}, {"RANK": "0", "WORLD_SIZE": "0"}, {"RANK": "-1", "WORLD_SIZE": "2"}],
-        ids=str,
-    )
-    def test_numbers_that_cannot_be(self, world: Callable[..., World | None], environment: dict[str, str]) -> None:
-        with pytest.raises(InputError, match="torchrun's environment has no numbers where they belong"):
-            world({**environment, **self.MASTER})
-
-    @pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE"])
-    def test_half_of_it(self, world: Callable[..., World | None], name: str) -> None:
-        with pytest.raises(InputError, match=f"{name} 1 is exported, and RANK and WORLD_SIZE are not both"):
-            world({name: "1"})
-
-    def test_a_port_that_is_none(self, world: Callable[..., World | None]) -> None:
-        with pytest.raises(InputError, match="export MASTER_ADDR"):
-            world({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "node0", "MASTER_PORT": "99999"})

@@ -1,4 +1,4 @@
-"""What a run measures and what it writes."""
+"""Accuracy, images/s, waiting for data, metrics.jsonl."""
 
 import json
 import time
@@ -9,7 +9,19 @@ import pytest
 import torch
 from torch.nn import functional
 
-from train.metrics import WARMUP_STEPS, RunWriter, Throughput, Totals, read_metrics, result_line
+from train.metrics import (
+    MOST_POINTS,
+    MOST_ROWS,
+    WARMUP_STEPS,
+    RunWriter,
+    Throughput,
+    Totals,
+    read_metrics,
+    result_line,
+    rows_to_draw,
+    thinned,
+    training_names,
+)
 
 
 def test_totals_over_batches_are_those_of_all_images() -> None:
@@ -18,7 +30,7 @@ def test_totals_over_batches_are_those_of_all_images() -> None:
     labels = torch.randint(9, (23,), generator=generator)
     totals = Totals(torch.device("cpu"))
     for part in torch.arange(23).split([10, 10, 3]):
-        totals.add(logits[part], labels[part], functional.cross_entropy(logits[part], labels[part]))
+        totals.add(logits[part], labels[part])
     result = totals.result()
     ranks = (logits > logits.gather(1, labels[:, None])).sum(1)
     assert result["images"] == 23
@@ -27,13 +39,25 @@ def test_totals_over_batches_are_those_of_all_images() -> None:
     assert result["loss"] == pytest.approx(functional.cross_entropy(logits, labels).item(), rel=1e-5)
 
 
+def test_a_mixed_image_counts_for_the_label_with_the_largest_share() -> None:
+    logits = torch.tensor([[4.0, 1, 0, 0, 0, 0], [0, 1, 2, 3, 4, 5]])
+    shares = torch.tensor([[0.7, 0.3, 0, 0, 0, 0], [0.6, 0.4, 0, 0, 0, 0]])
+    totals = Totals(torch.device("cpu"))
+    totals.add(logits, shares)
+    result = totals.result()
+    assert (result["top1"], result["top5"]) == (50, 50)
+    assert result["loss"] == pytest.approx(functional.cross_entropy(logits, shares).item())
+    assert training_names(result, mixed=True).keys() == {"images", "mixed_loss", "mixed_top1", "mixed_top5"}
+    assert training_names(result, mixed=False) == result
+
+
 def test_top5_of_fewer_than_five_classes_is_everything() -> None:
     totals = Totals(torch.device("cpu"))
-    totals.add(torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor(1.0))
+    totals.add(torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2]))
     assert totals.result()["top5"] == 100
 
 
-def test_images_per_s_leaves_the_warm_up_out() -> None:
+def test_images_per_s_does_not_count_the_warm_up() -> None:
     throughput = Throughput()
     throughput.resume()
     for step in range(WARMUP_STEPS + 3):
@@ -44,7 +68,7 @@ def test_images_per_s_leaves_the_warm_up_out() -> None:
     assert throughput.images == 30
 
 
-def test_a_run_of_warm_up_alone_still_has_a_rate() -> None:
+def test_a_run_that_consists_of_warm_up_still_has_a_rate() -> None:
     throughput = Throughput()
     throughput.resume()
     for _ in range(WARMUP_STEPS):
@@ -54,10 +78,10 @@ def test_a_run_of_warm_up_alone_still_has_a_rate() -> None:
     assert throughput.images_per_s > 0
 
 
-def test_a_resumed_run_drops_the_rows_it_makes_again(tmp_path: Path) -> None:
+def test_a_resumed_run_drops_the_rows_it_will_write_again(tmp_path: Path) -> None:
     writer = RunWriter(tmp_path, 0)
     for step in (5, 10, 15):
-        writer.write("train", step, loss=1.0, epoch=step / 5)
+        writer.write("train", step, loss=1.0, top1=0.0, epoch=step / 5)
     writer.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "train", "st')  # killed while writing
@@ -66,7 +90,7 @@ def test_a_resumed_run_drops_the_rows_it_makes_again(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["loss"] == 1.0
 
 
-def test_an_interval_has_a_wait_of_its_own() -> None:
+def test_the_wait_of_an_interval_is_its_own() -> None:
     throughput = Throughput()
 
     def slow() -> Iterator[int]:
@@ -74,17 +98,41 @@ def test_an_interval_has_a_wait_of_its_own() -> None:
         yield 0
 
     throughput.resume()
-    list(throughput.waiting(slow()))
-    assert throughput.interval_wait() > 0.9
+    list(throughput.timed(slow()))
+    waited, elapsed = throughput.interval()
+    assert waited > 0.9 * elapsed > 0
+    throughput.restart()
     time.sleep(0.1)
-    assert throughput.interval_wait() == 0
-    assert 0 < throughput.data_wait < 0.9
+    waited, elapsed = throughput.interval()
+    assert (waited, elapsed > 0.09) == (0, True)
+    assert throughput.data_wait == 0
 
 
-def test_what_is_no_number_is_null(tmp_path: Path) -> None:
+def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
     writer = RunWriter(tmp_path, 0)
-    writer.write("train", 1, loss=float("nan"), lr=float("inf"), epoch=0.5)
+    writer.write("train", 1, loss=float("nan"), lr=float("inf"), top1=3.0, epoch=0.5)
     writer.close()
     (row,) = read_metrics(tmp_path)
-    assert row == {"kind": "train", "step": 1, "loss": None, "lr": None, "epoch": 0.5}
-    assert result_line({"loss": float("nan")}, 1.0, 1.0, "torch", tmp_path)["loss"] is None
+    assert row == {"kind": "train", "step": 1, "loss": None, "lr": None, "top1": 3.0, "epoch": 0.5}
+    assert result_line({"loss": float("nan")}, 1.0, 1.0, "torch", tmp_path, "model")["loss"] is None
+
+
+def test_a_picture_of_a_long_run_is_made_of_few_rows(tmp_path: Path) -> None:
+    """All evaluations among them; and a curve keeps its shape when it is thinned."""
+    row = '{"kind": "train", "step": %d, "epoch": %d, "loss": %d, "top1": 50.0}\n'
+    evaluation = '{"kind": "eval", "step": %d, "epoch": %d, "loss": 1.0, "top1": 60.0}\n'
+    count = 5 * MOST_ROWS
+    with (tmp_path / "metrics.jsonl").open("w") as file:
+        for step in range(count):
+            file.write(row % (step, step, step))
+            if step % 9_999 == 0:
+                file.write(evaluation % (step, step))
+    rows = rows_to_draw(tmp_path)
+    assert [row["step"] for row in rows if row["kind"] == "eval"] == list(range(0, count, 9_999))
+    training = [row for row in rows if row["kind"] == "train"]
+    assert MOST_ROWS / 2 < len(training) < 2 * MOST_ROWS
+    epochs, losses = thinned([row["epoch"] for row in training], [row["loss"] for row in training])
+    assert MOST_POINTS / 2 < len(epochs) <= MOST_POINTS
+    assert epochs == losses
+    assert epochs == sorted(epochs)
+    assert abs(epochs[-1] - count) < count / 100

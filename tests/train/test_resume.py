@@ -1,6 +1,8 @@
-"""What may differ when a run goes on, and what it then does."""
+"""What may differ in a resumed run, and what then follows."""
 
+import dataclasses
 import logging
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 
 from pipeline.errors import InputError
 from train.config import TrainConfig
-from train.resume import Resumed, adapted
+from train.resume import CHANGEABLE, FIXED, Resumed, adapted
 from train.world import World
 
 
@@ -18,7 +20,7 @@ def checkpoint_of(world_size: int, **settings: Any) -> Resumed:
     return Resumed(Path("a.pt"), {"config": config.as_dict(), "position": {"global_batch": global_batch}})
 
 
-# Before: processes, batch size, accumulated; then: processes and --batch-size; what becomes of them.
+# Before: processes, batch size, accumulated batches; then: processes and --batch-size; expected batch size and batches.
 @pytest.mark.parametrize(
     ("before", "then", "expected"),
     [
@@ -31,7 +33,7 @@ def checkpoint_of(world_size: int, **settings: Any) -> Resumed:
         ((1, 8, 2), (2, 8), (8, 1)),
     ],
 )
-def test_another_world_keeps_the_global_batch(
+def test_a_world_of_another_size_keeps_the_global_batch(
     before: tuple[int, int, int], then: tuple[int, int], expected: tuple[int, int], caplog: pytest.LogCaptureFixture
 ) -> None:
     resumed = checkpoint_of(before[0], batch_size=before[1], accumulate=before[2])
@@ -43,13 +45,15 @@ def test_another_world_keeps_the_global_batch(
     assert f"world size {before[0]} -> {then[0]}: {then[0]} x {expected[0]} images x {expected[1]}" in caplog.text
 
 
-def test_a_world_that_cannot_share_the_global_batch_is_refused() -> None:
-    with pytest.raises(InputError, match=r"--resume a.pt: its global batch of 1024 cannot be shared by 3 processes"):
+def test_a_world_size_that_does_not_divide_the_global_batch_is_refused() -> None:
+    with pytest.raises(
+        InputError, match=r"--resume a.pt: its global batch of 1024 cannot be divided among 3 processes"
+    ):
         adapted(TrainConfig(), checkpoint_of(8, batch_size=128), World(size=3))
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ({"seed": 1}, "was trained with --seed 0, not 1"),
         ({"model": "alexnet"}, "was trained with --model torchvision/resnet50, not alexnet"),
@@ -57,8 +61,8 @@ def test_a_world_that_cannot_share_the_global_batch_is_refused() -> None:
         ({"accumulate": 2}, "its global batch is 128, not 256; give --batch-size 128 --accumulate 1"),
     ],
 )
-def test_another_run_is_refused(changed: dict[str, Any], told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_another_run_is_refused(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         adapted(TrainConfig(**changed), checkpoint_of(1), World())
 
 
@@ -72,5 +76,26 @@ def test_other_settings_are_logged(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_file_without_training_state_is_refused() -> None:
-    with pytest.raises(InputError, match="holds no training state to go on from"):
+    with pytest.raises(InputError, match="holds no training state to resume from"):
         adapted(TrainConfig(), Resumed(Path("a.pt"), {"config": {}, "model": {}}), World())
+
+
+ELSEWHERE = (
+    "recipe", "config", "endpoint_url", "io_timeout", "cache", "cache_size", "order", "decoder", "workers",
+    "num_classes", "pretrained", "finetune", "nproc", "nnodes", "node_rank", "rdzv_endpoint", "rdzv_timeout",
+    "max_restarts", "run_dir", "checkpoint_every", "keep_checkpoints", "resume", "evaluate", "analyse", "predictions",
+    "print_freq", "log", "log_format", "log_case", "log_indices", "performance", "profile_steps",
+)  # fmt: skip
+"""Settings of where and how a run is started, stored and watched, or that are checked elsewhere."""
+
+
+def test_it_is_decided_of_each_setting_whether_it_may_differ() -> None:
+    """A new one that is forgotten would change a resumed run without a word."""
+    settings = [field.name for field in dataclasses.fields(TrainConfig)]
+    assert Counter(settings) == Counter([*FIXED, *CHANGEABLE, *ELSEWHERE])
+
+
+def test_another_resize_of_the_images_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        adapted(TrainConfig(interpolation="bicubic"), checkpoint_of(1), World())
+    assert caplog.messages == ["resumed with other settings: interpolation None -> bicubic"]

@@ -1,93 +1,61 @@
-"""train/run.py as users start it: real processes, real data, real signals of failure."""
+"""train/run.py as users start it: whole runs on real data, in one process and in several."""
 
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from processes import run_ranks
 
 from pipeline import loaders
-from pipeline.cli import run_command
-from pipeline.dataset import open_split
 from pipeline.errors import InputError
-from pipeline.plan import Plan
+from pipeline.order.plan import Plan
+from pipeline.storage.split import open_split
+from tests.helpers.processes import run_ranks
+from tests.helpers.runs import SMALL, indices, metrics, refused, run_here, train
+from tests.helpers.scripts import ROOT, finish, result_of, start
 from train.config import TrainConfig
-from train.recipes import starting_point
-from train.run import main
-from train.session import Session
+from train.process import Process
 from train.world import World
 
-ROOT = Path(__file__).resolve().parents[2]
-SMALL = ["--model", "torchvision/resnet18", "--resolution", "32", "--batch-size", "4", "--workers", "1"]
 
-
-def start(*arguments: object, launcher: Sequence[str] = (sys.executable,)) -> subprocess.CompletedProcess[str]:
-    words = [*launcher, str(ROOT / "train" / "run.py"), *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, text=True, timeout=240, cwd=ROOT)
-
-
-def result_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])["result"]
-
-
-def train(*arguments: object, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    """Train in this process: as `start`, without the seconds that importing torch takes."""
-    code = run_command(main, TrainConfig, [*map(str, arguments)], starting_point)
-    output = capsys.readouterr()
-    assert code == 0, output.err
-    return json.loads(output.out.splitlines()[-1])["result"]
-
-
-def refused(*arguments: object, capsys: pytest.CaptureFixture[str]) -> str:
-    """Start in this process what must be refused; the one line on stderr."""
-    code = run_command(main, TrainConfig, [*map(str, arguments)], starting_point)
-    output = capsys.readouterr()
-    assert code == 2
-    assert output.out == ""
-    lines = output.err.splitlines()
-    assert len(lines) == 1, output.err
-    return lines[0]
-
-
-def indices(run_dir: Path, rank: int = 0) -> list[list[int]]:
-    rows = (run_dir / f"indices-rank{rank}.jsonl").read_text().splitlines()
-    return [json.loads(row)["indices"] for row in rows]
-
-
-def test_a_run_leaves_everything_a_user_looks_for(
+def test_a_run_writes_everything_a_user_looks_for(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_dir = tmp_path / "run"
     result = train("--data", dataset, *SMALL, "--epochs", 2, "--run-dir", run_dir, "--loader", "torch", capsys=capsys)
-    assert result.keys() == {"top1", "top5", "evaluated", "loss", "images_per_s", "seconds", "loader", "run_dir"}
+    expected = {"top1", "top5", "evaluated", "loss", "weights", "images_per_s", "seconds", "loader", "run_dir"}
+    assert result.keys() == expected
     assert result["evaluated"] == 19
     assert result["images_per_s"] > 0
     written = json.loads((run_dir / "result.json").read_text())
     assert result.items() <= written.items()
     assert "waiting for data included" in written["images_per_s_definition"]
-    assert written["limited_by"].endswith("of the time went into waiting for batches")
+    assert written["limited_by"].endswith("of the time was spent waiting for batches")
     assert json.loads((run_dir / "config.json").read_text())["model"] == "torchvision/resnet18"
-    rows = [json.loads(row) for row in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    assert [row["epoch"] for row in rows if row["kind"] == "eval"] == [1, 2]
-    assert all(0 <= row["data_wait"] <= 1 for row in rows if row["kind"] == "train")
+    assert [row["epoch"] for row in metrics(run_dir, "eval")] == [1, 2]
+    assert all(0 <= row["data_wait"] <= 1 for row in metrics(run_dir, "train"))
     assert (run_dir / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert list((run_dir / "tensorboard").iterdir())
     state = torch.load(run_dir / "checkpoints" / "step-00000022.pt", weights_only=True)
-    expected = {"model", "optimizer", "scheduler", "scaler", "ema", "rng", "position", "config"}
+    expected = {"model", "optimizer", "scheduler", "scaler", "early_stopping", "ema", "rng", "position", "config"}
+    expected |= {"description"}
     assert state.keys() == expected
-    assert state["position"] == {"epoch": 2, "batch": 0, "step": 22, "global_batch": 4, "samples": 47}
-    # Resumed when all is done, as after a kill at the very end: the result stays.
+    assert state["position"] == {
+        "epoch": 2,
+        "batch": 0,
+        "step": 22,
+        "global_batch": 4,
+        "samples": 47,
+        "order_version": 1,
+    }
+    # Resumed when everything is done, as after a kill at the very end, it has the same result.
     again = ["--data", dataset, *SMALL, "--epochs", 2, "--run-dir", run_dir, "--loader", "torch", "--resume", "auto"]
     assert train(*again, capsys=capsys)["top1"] == result["top1"]
 
 
-def test_chosen_steps_are_traced(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_named_steps_are_traced(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--data", dataset, *SMALL, "--epochs", 1, "--run-dir", tmp_path, "--loader", "synthetic"]
     train(*arguments, "--profile-steps", "3:5", capsys=capsys)
     events = json.loads((tmp_path / "trace-rank0.json").read_text())["traceEvents"]
@@ -118,7 +86,7 @@ def test_two_processes_share_the_batches_of_one(
     log = tmp_path / "log"
     assert run_ranks(2, [*common, "--batch-size", 2, "--run-dir", two], log) == [0, 0], log.read_text()
     results = [line for line in log.read_text().splitlines() if line.startswith('{"result"')]
-    assert [json.loads(line)["result"]["evaluated"] for line in results] == [19], "the main rank alone tells it"
+    assert [json.loads(line)["result"]["evaluated"] for line in results] == [19], "only the main rank prints it"
     assert train(*common, "--run-dir", one, capsys=capsys)["evaluated"] == 19
     halves = zip(indices(two, 0), indices(two, 1), strict=True)
     assert indices(one) == [first + second for first, second in halves]
@@ -128,7 +96,7 @@ def test_two_processes_share_the_batches_of_one(
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], loader: str
 ) -> None:
-    # A network with dropout, so that the random state counts.
+    # A network with dropout, so that random numbers matter.
     common = ["--data", dataset, *SMALL, "--model", "torchvision/squeezenet1_1", "--epochs", 2, "--loader", loader]
     common += ["--checkpoint-every", 4, "--keep-checkpoints", 10]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -163,7 +131,9 @@ def test_a_compiled_model_trains_and_evaluates_alike(
     assert evaluated["loss"] == pytest.approx(trained["loss"], rel=1e-4)
 
 
-def test_evaluate_gives_what_training_saw(dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_gives_the_result_of_the_training_run(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run_dir = tmp_path / "run"
     common = ["--data", dataset, *SMALL, "--loader", "torch"]
     trained = train(*common, "--epochs", 1, "--run-dir", run_dir, capsys=capsys)
@@ -171,11 +141,11 @@ def test_evaluate_gives_what_training_saw(dataset: Path, tmp_path: Path, capsys:
     evaluated = train(*common, "--evaluate", checkpoint, capsys=capsys)
     for key in ("top1", "top5", "evaluated", "loss", "run_dir"):
         assert evaluated[key] == trained[key]
-    # --resolution and --batch-size as by default: the checkpoint knows what it was trained at.
+    # Without --resolution: the checkpoint knows what it was trained at.
     plain = ["--data", dataset, "--model", "torchvision/resnet18", "--loader", "torch", "--evaluate", checkpoint]
     assert train(*plain, capsys=capsys)["top1"] == trained["top1"]
-    spread = result_of(start(*common, "--evaluate", checkpoint, "--nproc", 2, "--batch-size", 7))
-    assert (spread["top1"], spread["evaluated"]) == (trained["top1"], 19)
+    shared = result_of(finish(start(*common, "--evaluate", checkpoint, "--nproc", 2, "--batch-size", 7)))
+    assert (shared["top1"], shared["evaluated"]) == (trained["top1"], 19)
 
 
 def test_synthetic_needs_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -195,12 +165,30 @@ class TestBadInput:
         monkeypatch.chdir(tmp_path)
 
     @pytest.mark.parametrize(
-        ("flags", "told"),
+        ("flags", "message"),
         [
             (["--model", "bogus"], "--model bogus: unknown; there are alexnet, resnet152"),
-            (["--loader", "bogus"], "--loader bogus: unknown; there are dali, ffcv, synthetic, torch, webdataset"),
+            (["--model", "resnet15"], "--model resnet15: unknown; did you mean resnet152 or "),
+            (["--model", "timm/resnet50.foo"], "--model timm/resnet50.foo: timm's resnet50 has no tag foo, only "),
+            (["--loader", "webdatset"], "--loader webdatset: unknown; did you mean webdataset?; there are"),
+            (["--learning_rate", 1], "--learning_rate: is --lr here (see"),
+            (["--learning-rate", 1, "--mom", 1], "--learning-rate: is --lr here; --mom: is --momentum here (see"),
+            (["--lr=abc"], "--lr abc: must be a number (see --help)"),
+            (
+                ["--data", "ftp://host/shards"],
+                "ftp://host/shards: ftp:// is not read, only s3://, gs://, az://, http://",
+            ),
+            (["--run-dir", "hf://user/run"], "hf://user/run: an address, where a path on this machine is wanted"),
+            (
+                ["--loader", "bogus"],
+                "--loader bogus: unknown; there are dali, ffcv, synthetic, threads, torch, webdataset",
+            ),
             (["--batch-size", 48], "the global batch of 48 is larger than the 47 training images"),
             (["--batch-size", 24, "--nproc", 2], "the global batch of 48 is larger"),
+            (
+                ["--batch-size", 1],
+                "--batch-size 1: torchvision/resnet18 cannot be trained on single images (",
+            ),
             (["--batch-size", 0], "--batch-size 0: must be at least 1"),
             (["--epochs", "x"], "--epochs"),
             (["--amp", "fp8"], "--amp"),
@@ -214,15 +202,31 @@ class TestBadInput:
         ],
     )
     def test_wrong_flags(
-        self, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[object], told: str
+        self, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[object], message: str
     ) -> None:
-        assert told in refused("--data", dataset, *SMALL, "--loader", "torch", *flags, capsys=capsys)
+        assert message in refused("--data", dataset, *SMALL, "--loader", "torch", *flags, capsys=capsys)
         assert not (tmp_path / "runs").exists()
+
+    def test_compilation_without_a_compiler(
+        self, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("PATH", str(tmp_path))
+        monkeypatch.delenv("CXX", raising=False)
+        monkeypatch.delenv("CC", raising=False)
+        message = refused("--data", dataset, *SMALL, "--device", "cpu", "--compile", capsys=capsys)
+        assert message.startswith("error: --compile: torch.compile needs a compiler, and g++ is not on the PATH; ")
+
+    def test_a_plateau_without_evaluations(
+        self, imagenet_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "train").symlink_to(imagenet_folder / "train")
+        message = refused("--data", tmp_path, *SMALL, "--lr-scheduler", "plateau", capsys=capsys)
+        assert message == (f"error: --lr-scheduler plateau: needs evaluations, and {tmp_path} has no validation split")
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="has CUDA devices")
     def test_more_processes_than_devices(self, dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        told = refused("--data", dataset, *SMALL, "--device", "cuda", "--nproc", 2, capsys=capsys)
-        assert told == "error: --nproc 2: this machine has 0 cuda device(s)"
+        message = refused("--data", dataset, *SMALL, "--device", "cuda", "--nproc", 2, capsys=capsys)
+        assert message == "error: --nproc 2: this machine has 0 cuda device(s)"
 
     def test_a_checkpoint_of_another_model(
         self, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -231,8 +235,8 @@ class TestBadInput:
         common = ["--data", dataset, *SMALL, "--loader", "torch"]
         train(*common, "--epochs", 1, "--run-dir", run_dir, capsys=capsys)
         checkpoint = run_dir / "checkpoints" / "step-00000011.pt"
-        told = refused(*common, "--model", "alexnet", "--evaluate", checkpoint, capsys=capsys)
-        assert "a checkpoint of torchvision/resnet18, not of --model alexnet" in told
+        message = refused(*common, "--model", "alexnet", "--evaluate", checkpoint, capsys=capsys)
+        assert "a checkpoint of torchvision/resnet18, not of --model alexnet" in message
         assert "holds a run" in refused(*common, "--epochs", 1, "--run-dir", run_dir, capsys=capsys)
 
     def test_an_image_that_one_rank_cannot_read(self, dataset_copy: Path, tmp_path: Path) -> None:
@@ -243,7 +247,7 @@ class TestBadInput:
             shard.seek(split.shards.extent(bad)[0] + 512)
             shard.write(bytes(200))
         flags = ["--loader", "torch", "--batch-size", 2, "--nproc", 2, "--run-dir", tmp_path / "run"]
-        done = start("--data", dataset_copy, *SMALL, *flags)
+        done = finish(start("--data", dataset_copy, *SMALL, *flags))
         assert done.returncode == 2, done.stderr
         assert f"sample {bad}: cannot be decoded" in done.stderr.splitlines()[-1]
 
@@ -255,32 +259,38 @@ class TestBadInput:
         train(*common, "--epochs", 1, "--checkpoint-every", 5, capsys=capsys)
         config = (run_dir / "config.json").read_bytes()
         other = [*common, "--batch-size", 8, "--resume", "auto"]
-        assert run_command(main, TrainConfig, [*map(str, other)]) == 2
+        assert run_here(*other) == 2
         assert "its global batch is 4, not 8; give --batch-size 4" in capsys.readouterr().err
         older = run_dir / "checkpoints" / "step-00000010.pt"
-        assert run_command(main, TrainConfig, [*map(str, common), "--resume", str(older)]) == 2
+        assert run_here(*common, "--resume", older) == 2
         assert "step-00000011.pt is newer" in capsys.readouterr().err
         assert (run_dir / "config.json").read_bytes() == config
 
-    def test_a_batch_larger_than_the_dataset_in_a_world_that_torchrun_made(self, dataset: Path) -> None:
-        """There --nproc is not given, and the world is known only to the processes."""
+    def test_a_batch_larger_than_the_dataset_under_torchrun(self, dataset: Path) -> None:
+        """Without --nproc, only the processes know the world size."""
         config = TrainConfig(data=str(dataset), model="torchvision/resnet18", batch_size=24, loader="torch")
+        process = Process(config, World(size=2), torch.device("cpu"))
         with (
-            Session(config, World(size=2), torch.device("cpu")) as session,
             pytest.raises(InputError, match="the global batch of 48 is larger than the 47 training images"),
+            process.open_loader("torch", open_split(dataset, "train"), training=True),
         ):
-            session.open_training("torch", open_split(dataset, "train"))
+            pass
 
     @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04" + bytes(100)])
-    def test_a_file_that_is_no_checkpoint(
+    def test_a_file_that_is_not_a_checkpoint(
         self, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
     ) -> None:
         path = tmp_path / "bad.pt"
         path.write_bytes(content)
-        told = refused("--data", dataset, *SMALL, "--loader", "torch", "--evaluate", path, capsys=capsys)
-        assert f"{path}: not a checkpoint, or a damaged one" in told
+        message = refused("--data", dataset, *SMALL, "--loader", "torch", "--evaluate", path, capsys=capsys)
+        assert f"{path}: not a checkpoint, or a damaged one" in message
 
     def test_a_damaged_beton(self, dataset_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (dataset_copy / "ffcv" / "train.beton").write_bytes(b"not a beton" * 5000)
-        told = refused("--data", dataset_copy, *SMALL, "--loader", "ffcv", capsys=capsys)
-        assert "train.beton: not a beton" in told
+        message = refused("--data", dataset_copy, *SMALL, "--loader", "ffcv", capsys=capsys)
+        assert "train.beton: not a beton" in message
+
+
+def test_importing_the_command_leaves_the_import_path_alone() -> None:
+    program = "import sys; before = list(sys.path); import train.run; assert sys.path == before"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=120)

@@ -1,4 +1,4 @@
-"""A training step: what it computes, what is random in it, and that it waits for nothing."""
+"""A session and its training step: what a step computes, what is random in it, and that it waits for nothing."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,13 +9,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import models
 from pipeline.contract import Batch
-from pipeline.dataset import Split, SplitInfo
-from train import device, optim
+from pipeline.errors import InputError
+from pipeline.storage.manifest import SplitInfo
+from pipeline.storage.split import Split
+from tests.helpers.runs import assert_equal
+from train import checkpoint, device, losses
 from train.config import TrainConfig
 from train.device import DeviceType
 from train.metrics import Totals
-from train.session import Position, Session
+from train.network import TrainedModel, build_model
+from train.preparation import Preparation
+from train.process import Process, SplitLoader
+from train.session import Session
+from train.step import Position
 from train.world import World
 
 CPU = torch.device("cpu")
@@ -23,44 +31,49 @@ TINY = {"model": "pyramidnet", "model_kwargs": ("depth=14", "alpha=8", "drop_rat
 
 
 def split_of(samples: int) -> Split:
-    """Of the synthetic loader."""
+    """A split for the synthetic loader."""
     return Split("train", Path("none"), tuple("abcde"), SplitInfo(samples=samples, bytes=0, image_mode="synthetic"))
 
 
 @contextlib.contextmanager
-def training(on: torch.device = CPU, samples: int = 64, **settings: Any) -> Iterator[Session]:
+def opened(on: torch.device, samples: int, settings: dict[str, Any]) -> Iterator[tuple[Process, SplitLoader]]:
     config = TrainConfig(**{"loader": "synthetic", "batch_size": 4, "warmup_epochs": 0, **TINY, **settings})
-    with Session(config, World(), on) as session:
-        session.open_training("synthetic", split_of(samples))
-        session.build_training()
-        session.model.train()
-        yield session
+    process = Process(config, World(), on)
+    with process.open_loader("synthetic", split_of(samples), training=True) as loader:
+        yield process, loader
+
+
+@contextlib.contextmanager
+def training(on: torch.device = CPU, samples: int = 64, **settings: Any) -> Iterator[Session]:
+    with opened(on, samples, settings) as (process, loader):
+        yield Session(process, build_model(process, loader.split.classes), loader)
 
 
 def weights(session: Session) -> Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in session.plain_model.parameters()])
+    return torch.cat([parameter.detach().flatten() for parameter in session.model.classifier.parameters()])
 
 
 class Linear(nn.Module):
-    """Without dropout and BatchNorm, so that a batch in parts is the whole batch."""
+    """Without dropout and BatchNorm, so that several small batches are equivalent to a large one."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(3 * 32 * 32, 5)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.layer(images.float().flatten(1) / 255)
+        logits: Tensor = self.layer(images.flatten(1))
+        return logits
+
+
+CARD = models.ModelCard(build=lambda num_classes: Linear(), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
 @contextlib.contextmanager
 def training_linear(on: torch.device = CPU, **settings: Any) -> Iterator[Session]:
-    with training(on, **{"weight_decay": 0, "momentum": 0, "lr": 0.1, **settings}) as session:
+    with opened(on, 64, {"weight_decay": 0, "momentum": 0, "lr": 0.1, **settings}) as (process, loader):
         torch.manual_seed(1)
-        session.model = session.plain_model = Linear().to(on)
-        session.optimizer = optim.build_optimizer(session.config, session.model, session.global_batch)
-        session.scheduler = optim.build_scheduler(session.config, session.optimizer, session.steps_per_epoch)
-        session.ema = optim.Ema(session.model, 0.9) if session.config.model_ema else None
-        yield session
+        classifier = models.Classifier(Linear(), CARD).to(on)
+        yield Session(process, TrainedModel(process, classifier, num_classes=5), loader)
 
 
 def random_batches(count: int, size: int) -> list[Batch]:
@@ -78,22 +91,23 @@ def test_accumulated_batches_are_one_large_batch() -> None:
         for batch in random_batches(2, 12):
             whole.train_step(batch)
         assert parts.position == whole.position == Position(epoch=0, batch=2, step=2)
-        torch.testing.assert_close(parts.model.layer.weight, whole.model.layer.weight, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(weights(parts), weights(whole), rtol=1e-4, atol=1e-7)
 
 
-def test_an_epoch_holds_whole_global_batches_alone() -> None:
+def test_an_epoch_has_only_whole_global_batches() -> None:
     with training(samples=47, batch_size=4, accumulate=2) as session:
         assert len(list(session.training_batches())) == 10
-        session.position = Position(epoch=0, batch=3, step=3)
+        session.position.move_to(epoch=0, batch=3, step=3)
         assert len(list(session.training_batches())) == 4
 
 
 def test_a_step_is_a_function_of_the_seed_and_the_position() -> None:
-    """Dropout, mixup and CutMix included; not of how many random numbers were drawn before."""
+    """Dropout, mixup and CutMix included, whatever random numbers were drawn before."""
     results = {}
     for name, seed, position in (("first", 3, 0), ("again", 3, 0), ("other seed", 4, 0), ("other batch", 3, 5)):
         with training(seed=3, mixup_alpha=0.5, cutmix_alpha=0.5) as session:
-            object.__setattr__(session.config, "seed", seed)  # of the step alone: the weights are those of seed 3
+            # For the step only: the initial weights are those of seed 3.
+            object.__setattr__(session.config, "seed", seed)
             torch.rand({"first": 1, "again": 100}.get(name, 1))
             session.position.batch = position
             session.train_step(random_batches(1, 4)[0])
@@ -103,19 +117,37 @@ def test_a_step_is_a_function_of_the_seed_and_the_position() -> None:
     assert not torch.equal(results["first"], results["other batch"])
 
 
-def test_the_seed_decides_the_initial_weights() -> None:
+def test_the_seed_determines_the_initial_weights() -> None:
     with training(seed=1) as one, training(seed=1) as same, training(seed=2) as other:
         assert torch.equal(weights(one), weights(same))
         assert not torch.equal(weights(one), weights(other))
 
 
+def accuracy(classifier: nn.Module, batch: Batch) -> float:
+    return float((classifier(batch.images).argmax(1) == batch.labels).float().mean())
+
+
+def test_averaged_weights_of_a_short_run_are_of_use() -> None:
+    """With the defaults; a constant decay of 0.9999 leaves the average where the first step was."""
+    reached = {}
+    (batch,) = random_batches(1, 32)
+    for warmup in ("timm", "torch"):
+        with training_linear(model_ema=True, model_ema_warmup=warmup, lr=0.01) as session:
+            for _ in range(60):
+                session.train_step(batch)
+            assert session.model.ema is not None
+            assert accuracy(session.model.classifier, batch) == 1
+            reached[warmup] = accuracy(session.model.ema.model, batch)
+    assert reached["timm"] == 1
+    assert reached["torch"] < 0.7
+
+
 def test_the_gradient_is_clipped_before_the_step() -> None:
     with training_linear(clip_grad_norm=0.01) as session:
-        before = session.model.layer.weight.detach().clone(), session.model.layer.bias.detach().clone()
+        before = weights(session)
         session.train_step(random_batches(1, 4)[0])
-        after = session.model.layer.weight, session.model.layer.bias
-        moved = torch.cat([(new - old).flatten() for new, old in zip(after, before, strict=True)])
-    assert moved.norm().item() == pytest.approx(0.1 * 0.01, rel=1e-3)
+        change = weights(session) - before
+    assert change.norm().item() == pytest.approx(0.1 * 0.01, rel=1e-3)
 
 
 def test_a_fixed_loss_scale_stays_and_a_dynamic_one_moves() -> None:
@@ -125,19 +157,21 @@ def test_a_fixed_loss_scale_stays_and_a_dynamic_one_moves() -> None:
             batch = random_batches(1, 4)[0]
             for _ in range(3):
                 session.train_step(batch)
-            session.scaler._scale.fill_(2.0**40)  # type: ignore[union-attr]
+            scaler = session.train_step.scaler
+            scaler.load_state_dict(scaler.state_dict() | {"scale": 2.0**40})
             before = weights(session)
             session.train_step(batch)
-            assert torch.equal(before, weights(session)), "a step that overflows is left out"
-            scales[text] = session.scaler.get_scale()
+            assert torch.equal(before, weights(session)), "a step that overflows is skipped"
+            scales[text] = scaler.get_scale()
     assert scales == {"1024": 1024, "dynamic": 2.0**39}
 
 
 @pytest.mark.parametrize("kind", ["parameters", "buffers"])
-def test_weights_that_are_no_numbers_are_noticed(kind: str) -> None:
+def test_weights_that_are_not_finite_are_noticed(kind: str) -> None:
     with training() as session:
         assert session.weights_are_finite()
-        tensor = next(one for one in getattr(session.plain_model, kind)() if one.is_floating_point())
+        tensors = getattr(session.model.classifier, kind)()
+        tensor = next(item for item in tensors if item.is_floating_point())
         tensor.data[..., -1] = float("nan")
         assert not session.weights_are_finite()
 
@@ -153,40 +187,155 @@ def test_images_grow_with_the_epochs() -> None:
 
 def test_sync_bn_replaces_every_batch_norm() -> None:
     with training(sync_bn=True) as session:
-        layers = [
-            layer for layer in session.plain_model.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)
-        ]
-        assert layers
-        assert all(isinstance(layer, nn.SyncBatchNorm) for layer in layers)
+        layers = list(session.model.classifier.modules())
+        assert any(isinstance(layer, nn.SyncBatchNorm) for layer in layers)
+        assert not any(isinstance(layer, nn.BatchNorm2d) for layer in layers)
 
 
-def test_lars_trains() -> None:
-    pytest.importorskip("timm")
-    with training(opt="lars", lr=1.0) as session:
-        before = weights(session)
+@pytest.mark.parametrize("opt", ["sgd", "adamw", "lamb", "lars", "lion", "muon", "nadamw", "adafactor", "sgdw"])
+def test_an_optimizers_state_is_resumed_exactly(opt: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"opt": opt, "lr": 0.01, "decay_groups": "timm", "weight_decay": 0.02}
+    first, rest = random_batches(6, 4)[:3], random_batches(6, 4)[3:]
+    with training(**settings) as whole, training(**settings) as resumed:
+        start = weights(whole)
+        for batch in first:
+            whole.train_step(batch)
+        path = checkpoint.save(tmp_path, 3, whole.state(), keep=1)
+        assert not torch.equal(start, weights(whole))
+        resumed.load_state(checkpoint.load(path), path)
+        for batch in rest:
+            for session in (whole, resumed):
+                session.train_step(batch)
+            assert torch.equal(weights(whole), weights(resumed))
+        assert_equal(whole.state(), resumed.state())
+
+
+def test_other_layers_have_lower_rates_and_the_log_has_the_highest() -> None:
+    model: dict[str, Any] = {
+        "model": "timm/vit_tiny_patch16_224",
+        "model_kwargs": ("depth=2", "img_size=32", "embed_dim=48"),
+    }
+    with training(**model, opt="adamw", lr=0.01, decay_groups="timm", layer_decay=0.5) as session:
         session.train_step(random_batches(1, 4)[0])
-        assert not torch.equal(before, weights(session))
-        assert type(session.optimizer).__name__ == "Lars"
+        rates = {group["lr"] for group in session.train_step.optimizer.param_groups}
+        assert len(rates) == 4
+        assert session.train_step.learning_rate == 0.01
+
+
+def saved_memory(session: Session, batch: Batch) -> tuple[float, Tensor, int]:
+    """The objective of a step, the weights after it, and the numbers kept for its backward pass."""
+    kept = 0
+
+    def count(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        kept += tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        objective = session.train_step(batch).objective.item()
+    return objective, weights(session), kept
+
+
+def test_gradient_checkpointing_changes_nothing_but_the_memory() -> None:
+    """Stochastic depth included: its random numbers are drawn again."""
+    options = ("depth=4", "img_size=32", "embed_dim=48", "drop_path_rate=0.5", "drop_rate=0.1")
+    settings: dict[str, Any] = {
+        "model": "timm/vit_tiny_patch16_224",
+        "model_kwargs": options,
+        "opt": "adamw",
+        "lr": 0.01,
+    }
+    batch = random_batches(1, 16)[0]
+    with training(**settings) as plain, training(**settings, grad_checkpointing=True) as saving:
+        expected, result = saved_memory(plain, batch), saved_memory(saving, batch)
+    assert result[0] == expected[0]
+    assert torch.equal(result[1], expected[1])
+    assert result[2] < expected[2] / 2
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> Path:
+    """Weights of a small network, as others save them."""
+    torch.manual_seed(11)
+    torch.save(models.create("pyramidnet", 5, {"depth": 14, "alpha": 8}).network.state_dict(), tmp_path / "teacher.pt")
+    return tmp_path / "teacher.pt"
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+@pytest.mark.parametrize("student", ["plain", "distilled"])
+def test_a_teacher_is_learnt_from(teacher: Path, tmp_path: Path, kind: str, student: str) -> None:
+    """A plain network learns from label and teacher with the same head, DeiT's distilled ones with two."""
+    settings: dict[str, Any] = {"teacher": "pyramidnet", "teacher_weights": teacher, "distillation": kind}
+    settings |= {"distillation_alpha": 0.3, "distillation_tau": 2.0, "model_kwargs": ("depth=14", "alpha=8")}
+    if student == "distilled":
+        settings |= {"model": "timm/deit_tiny_distilled_patch16_224", "opt": "adamw", "lr": 0.01}
+        settings |= {"model_kwargs": ("depth=2", "img_size=32", "embed_dim=48")}
+    # The weights of the teacher are of a network of depth 14: the run's checkpoint says so.
+    path = tmp_path / "run.pt"
+    config = TrainConfig(model="pyramidnet", model_kwargs=("depth=14", "alpha=8"))
+    torch.save({"model": torch.load(teacher), "config": config.as_dict(), "classes": list("abcde")}, path)
+    settings["teacher_weights"] = path
+    (batch,) = random_batches(1, 8)
+    with training(**settings) as session:
+        outputs = session.model.parallel(batch.images)
+        main, other = outputs if student == "distilled" else (outputs, outputs)
+        known = models.create("pyramidnet", 5, {"depth": 14, "alpha": 8})
+        known.network.load_state_dict(torch.load(teacher))
+        expected = known.eval()(batch.images)
+        base = nn.functional.cross_entropy(main, batch.labels)
+        distilled = losses.distillation_loss(session.config, other, expected)
+        objective = session.train_step(batch).objective
+        torch.testing.assert_close(objective, 0.7 * base + 0.3 * distilled, rtol=1e-4, atol=1e-6)
+        assert session.model.teacher is not None
+        assert_equal(dict(session.model.teacher.network.state_dict()), dict(known.network.state_dict()))
+        assert not any(parameter.grad is not None for parameter in session.model.teacher.parameters())
+        session.model.classifier.eval()
+        assert isinstance(session.model.classifier(batch.images), Tensor)
+
+
+def test_a_teacher_of_another_model_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.pt"
+    torch.save({"model": {"a": torch.zeros(1)}, "config": TrainConfig(model="alexnet").as_dict()}, path)
+    message = rf"--teacher-weights {path}: a checkpoint of alexnet, not of --teacher pyramidnet"
+    with pytest.raises(InputError, match=message), training(teacher="pyramidnet", teacher_weights=path):
+        pass
 
 
 @pytest.mark.parametrize("mixed", [False, True])
 def test_a_step_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch, mixed: bool) -> None:
-    """On the device "meta" tensors have no values: whoever asks for one gets an error instead of waiting for it.
+    """Tensors of the device "meta" have no values: reading one is an error where elsewhere it would wait.
 
-    Without convolutions, whose gradients PyTorch does not know there.
+    The network has no convolutions, whose gradients PyTorch does not implement there.
     """
     monkeypatch.setitem(device.DEVICE_TYPES, "meta", DeviceType(backend="gloo", channels_last=True))
-    monkeypatch.setattr(Session, "_autocast", lambda self: contextlib.nullcontext())
-    monkeypatch.setattr(Session, "_seed", lambda self: None)  # there is no generator of that device
+    monkeypatch.setattr(Process, "autocast", lambda self: contextlib.nullcontext())
+    monkeypatch.setattr(Preparation, "seed", lambda self, epoch, number: None)  # that device has no generator
     settings = {"model_ema": True, "clip_grad_norm": 1.0, "accumulate": 2, "norm_weight_decay": 0.0}
     mixing = {"mixup_alpha": 0.2, "cutmix_alpha": 1.0} if mixed else {}
     meta = torch.device("meta")
     with training_linear(meta, label_smoothing=0.1, momentum=0.9, nesterov=True, **settings, **mixing) as session:
-        totals, losses = Totals(meta), []
+        totals, objectives = Totals(meta), list[Tensor]()
         for batch in session.training_batches():
-            logits, loss = session.train_step(batch)
-            totals.add(logits, batch.labels, loss)
-            losses.append(loss)
-        assert session.position.step == len(losses) // 2 == 8
+            logits, targets, objective = session.train_step(batch)
+            totals.add(logits, targets)
+            objectives.append(objective)
+        assert session.position.step == len(objectives) // 2 == 8
         with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
             totals.result()
+
+
+@pytest.mark.parametrize("batch", [0, 3])
+def test_a_run_that_resumes_in_another_order_of_samples_says_so(batch: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Once, in one line; a checkpoint without a version has the first one, which is still that of stored data."""
+    with training() as session:
+        session.position.batch = batch
+        state = session.state()
+        session.load_state(state, Path("same.pt"))
+        assert state["position"].pop("order_version") == 1
+        session.load_state(state, Path("older.pt"))
+        assert not caplog.messages
+        state["position"]["order_version"] = 7
+        session.load_state(state, Path("other.pt"))
+    (message,) = caplog.messages
+    assert message.startswith("other.pt was trained with version 7 of the order of samples")
+    assert ("repeats some images" in message) == (batch > 0)

@@ -23,7 +23,7 @@ def test_exactly_the_named_steps_are_traced(tmp_path: Path) -> None:
     assert sum(event.get("name") == "Optimizer.step#SGD.step" for event in events) == 2
 
 
-def test_a_run_that_ends_within_the_named_steps_is_written(tmp_path: Path) -> None:
+def test_a_run_that_ends_during_the_named_steps_writes_its_trace(tmp_path: Path) -> None:
     trace = StepTrace("0:10", tmp_path / "trace.json")
     trace.before(0)
     torch.ones(3).sum()
@@ -39,6 +39,6 @@ def test_without_steps_nothing_is_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["20", "20:", ":30", "30:20", "5:5", "a:b", "-1:3"])
-def test_what_names_no_steps_is_refused(text: str) -> None:
+def test_text_that_names_no_steps_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="must be FIRST:END"):
         parse_steps(text)

@@ -1,25 +1,27 @@
-"""What becomes of one image: tiled, kept, re-encoded, reduced, as pixels, or bad. Every odd file is really made."""
+"""One image: tiled, kept, re-encoded, reduced, stored as pixels, or bad. Every kind of odd file is real."""
 
 import base64
 import io
 import struct
-import zlib
 
 import numpy as np
 import pytest
 import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from images import decoded, jpeg_bytes, photograph, three_to_one_jpeg, turned
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 
-from pipeline.conversion.images import BadImage, Handling, Stored, prepare
-from pipeline.formats.beton import MODE_JPEG, MODE_RAW
-from pipeline.jpeg.crop import crop_tiles
-from pipeline.jpeg.headers import APP9, read_header, segments
-from pipeline.jpeg.tiles import INDEX_IDENTIFIER
+from pipeline.conversion.images import Handling, PreparedImage, prepare
+from pipeline.pixels.formats import BadImage
+from pipeline.pixels.jpeg.crop import crop_tiles
+from pipeline.pixels.jpeg.headers import APP9, read_header, segments
+from pipeline.pixels.jpeg.tiles import INDEX_IDENTIFIER
+from pipeline.storage.beton import MODE_JPEG, MODE_RAW
+from tests.helpers.images import decoded, jpeg_bytes, photograph, three_to_one_jpeg, turned
+from tests.helpers.odd_images import png_16_bit
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of what the tests decode themselves
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # for images that the tests decode themselves
 
 PHOTO = photograph(50, 61, seed=1)
 GREY = np.asarray(Image.fromarray(PHOTO).convert("L"))
@@ -39,22 +41,12 @@ ARITHMETIC = base64.b64decode(
 
 
 def file_of(pixels: np.ndarray, format_name: str, mode: str | None = None, **options: object) -> bytes:
-    """An image file as PIL writes it; `mode` "P" is a palette of 64 colours."""
+    """An image file written by PIL; `mode` "P" is a palette of 64 colours."""
     image, file = Image.fromarray(pixels), io.BytesIO()
     if mode:
         image = image.quantize(64, dither=Image.Dither.NONE) if mode == "P" else image.convert(mode)
     image.save(file, format_name, **options)
     return file.getvalue()
-
-
-def png_of_16_bit(pixels: np.ndarray) -> bytes:
-    """A PNG of uint16 [H, W, 3], which PIL does not write."""
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
-    header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, 2, 0, 0, 0)
-    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
-    )
 
 
 def exif(tiff: bytes) -> bytes:
@@ -67,7 +59,7 @@ def patched(data: bytes, at: int, new: bytes) -> bytes:
 
 
 def frame_at(data: bytes) -> int:
-    """Where the frame header's precision stands; height and width follow."""
+    """The offset of the precision in the frame header; height and width follow."""
     return next(at + 4 for at in range(len(data)) if data[at] == 0xFF and data[at + 1] in (0xC0, 0xC1, 0xC2))
 
 
@@ -76,7 +68,7 @@ def scan_starts(data: bytes) -> list[int]:
 
 
 def separate_scans(pixels: np.ndarray) -> bytes:
-    """A sequential JPEG with a scan for each component: the grey JPEGs of three planes put together."""
+    """A sequential JPEG with one scan per component: the grey JPEGs of three planes put together."""
     planes = np.moveaxis(np.asarray(Image.fromarray(pixels).convert("YCbCr")), 2, 0)
     files = [jpeg_bytes(plane, "L") for plane in planes]
     frame = frame_at(files[0]) - 4
@@ -84,13 +76,13 @@ def separate_scans(pixels: np.ndarray) -> bytes:
     headers = files[0][:frame] + b"\xff\xc0" + struct.pack(">HBHHB", 17, 8, *pixels.shape[:2], 3) + components
     for number, data in enumerate(files, 1):
         start = scan_starts(data)[0]
-        tables = data[frame_at(data) + 9 : start]  # behind the frame header, of 13 bytes with its marker
+        tables = data[frame_at(data) + 9 : start]  # after the frame header, of 13 bytes with its marker
         headers += tables + patched(data[start:-2], 5, bytes([number]))
     return headers + END
 
 
-def pixels_of(stored: Stored) -> np.ndarray:
-    """uint8 [H, W, 3] of what was stored."""
+def pixels_of(stored: PreparedImage) -> np.ndarray:
+    """The pixels of a prepared image, uint8 [H, W, 3]."""
     if stored.mode == MODE_RAW:
         return np.frombuffer(stored.data, np.uint8).reshape(stored.height, stored.width, 3)
     return decoded(stored.data)
@@ -101,12 +93,12 @@ def is_tiled(jpeg: bytes) -> bool:
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> float:
-    """Mean over all values; that of two different photographs is about 60."""
+    """Mean absolute difference; between two different photographs it is about 60."""
     return float(np.abs(one.astype(int) - other).mean())
 
 
-def outcome(data: bytes, handling: Handling) -> Stored | str:
-    """An image as it is stored, or why it is bad."""
+def outcome(data: bytes, handling: Handling) -> PreparedImage | str:
+    """The prepared image, or why it is bad."""
     try:
         return prepare(data, 0, handling)
     except BadImage as error:
@@ -115,9 +107,9 @@ def outcome(data: bytes, handling: Handling) -> Stored | str:
 
 def bad(data: bytes, **handling: object) -> str:
     """Why an image is bad."""
-    made = outcome(data, Handling(**handling))  # type: ignore[arg-type]
-    assert isinstance(made, str)
-    return made
+    reason = outcome(data, Handling(**handling))  # type: ignore[arg-type]
+    assert isinstance(reason, str)
+    return reason
 
 
 # --- kept
@@ -135,8 +127,8 @@ KEPT = {
     "EXIF orientation": (jpeg_bytes(PHOTO, exif=turned()), ""),
     "EXIF, big-endian": (exif(b"MM\0*\0\0\0\x08\0\1\x01\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0\0\0"), ""),
     "greyscale": (jpeg_bytes(PHOTO, "L"), "greyscale"),
-    "bytes behind the end": (JPEG + b"\0trailer", "8 bytes behind the end"),
-    "another end marker behind the end": (JPEG + END, "2 bytes behind the end"),
+    "bytes after the end": (JPEG + b"\0trailer", "8 bytes behind the end"),
+    "another end marker after the end": (JPEG + END, "2 bytes behind the end"),
     "EXIF without a directory": (exif(b""), "corrupt EXIF data"),
     "EXIF of other bytes": (exif(b"not a TIFF header"), "corrupt EXIF data"),
     "EXIF with its directory outside": (exif(b"II*\0\xff\xff\0\0" + bytes(20)), "corrupt EXIF data"),
@@ -145,7 +137,7 @@ KEPT = {
         exif(b"II*\0\x08\0\0\0" + struct.pack("<HHHII", 1, 0x010F, 2, 99, 5000) + bytes(4)),
         "corrupt EXIF data",
     ),
-    "EXIF that ends behind the entries": (
+    "EXIF that ends after the entries": (
         exif(b"MM\0*\0\0\0\x08\0\1\x01\x12\0\3\0\0\0\1\0\6\0\0"),
         "corrupt EXIF data",
     ),
@@ -180,12 +172,13 @@ KEPT = {
 @pytest.mark.parametrize(("data", "remark"), KEPT.values(), ids=KEPT.keys())
 def test_jpegs_that_every_decoder_reads_are_kept_byte_for_byte_and_remarked(data: bytes, remark: str) -> None:
     stored = prepare(data, 0, KEEP)
-    assert stored == Stored(data, MODE_JPEG, *decoded(data).shape[:2], stored.odd, False)
+    height, width = decoded(data).shape[:2]
+    assert stored == PreparedImage(data, MODE_JPEG, height, width, stored.odd, False)
     assert stored.odd.startswith(remark)
     assert bool(stored.odd) == bool(remark)
 
 
-def test_multi_picture_file_is_kept_with_its_other_pictures_behind_the_end() -> None:
+def test_multi_picture_file_is_kept_with_its_other_pictures_after_the_end() -> None:
     other = Image.fromarray(photograph(20, 30, seed=9))
     data = file_of(PHOTO, "MPO", save_all=True, append_images=[other])
     stored = prepare(data, 0, KEEP)
@@ -196,16 +189,16 @@ def test_multi_picture_file_is_kept_with_its_other_pictures_behind_the_end() -> 
 
 @pytest.mark.parametrize("whole", [JPEG, PROGRESSIVE, separate_scans(PHOTO)], ids=["baseline", "progressive", "scans"])
 @pytest.mark.parametrize("lost", [1, 2])
-def test_missing_end_marker_is_added_where_all_data_is_there(whole: bytes, lost: int) -> None:
+def test_missing_end_marker_is_added_if_the_data_is_complete(whole: bytes, lost: int) -> None:
     stored = prepare(whole[:-lost], 0, KEEP)
     assert (stored.odd, stored.reencoded) == ("no end marker", False)
     assert np.array_equal(pixels_of(stored), decoded(whole))
 
 
-def test_unverified_jpegs_are_kept_whatever_is_behind_their_headers() -> None:
+def test_unverified_jpegs_are_kept_whatever_follows_their_headers() -> None:
     broken = JPEG[: len(JPEG) // 2]
     kept = prepare(broken, 0, Handling(jpeg="keep", verify=False))
-    assert kept == Stored(broken, MODE_JPEG, 50, 61, "no end marker", False)
+    assert kept == PreparedImage(broken, MODE_JPEG, 50, 61, "no end marker", False)
     assert bad(JPEG[:100], jpeg="keep", verify=False) == "truncated in the headers"
 
 
@@ -214,7 +207,7 @@ def test_unverified_jpegs_are_kept_whatever_is_behind_their_headers() -> None:
 
 LARGE = photograph(150, 301, seed=4)
 
-# As `Handling()` stores them without loss: the file, and the remark.
+# Files that `Handling()` stores without loss, and the remark.
 LOSSLESS = {
     "4:4:4": (jpeg_bytes(LARGE, subsampling="4:4:4"), ""),
     "4:2:2": (jpeg_bytes(LARGE, subsampling="4:2:2"), ""),
@@ -224,7 +217,7 @@ LOSSLESS = {
     "restart markers": (jpeg_bytes(LARGE, restart_marker_blocks=3), ""),
     "EXIF orientation": (jpeg_bytes(LARGE, exif=turned()), ""),
     "corrupt EXIF": (jpeg_bytes(LARGE, exif=b"Exif\0\0II*"), "corrupt EXIF data"),
-    "bytes behind the end": (jpeg_bytes(LARGE) + b"\0trailer", "8 bytes behind the end"),
+    "bytes after the end": (jpeg_bytes(LARGE) + b"\0trailer", "8 bytes behind the end"),
     "stray bytes before the end": (jpeg_bytes(LARGE)[:-2] + b"10 strays." + END, ""),
     "no end marker": (jpeg_bytes(LARGE)[:-2], "no end marker"),
     "half an end marker": (jpeg_bytes(LARGE)[:-1], "no end marker"),
@@ -238,7 +231,7 @@ def test_jpegs_are_tiled_without_loss(data: bytes, remark: str, verify: bool) ->
     assert stored[1:] == (MODE_JPEG, 150, 301, remark, False)
     assert is_tiled(stored.data)
     assert crop_tiles(np.frombuffer(stored.data, np.uint8), 60, 60, 40, 40, np.empty(len(data), np.uint8))[0] > 0
-    source = data + END  # where it has none
+    source = data + END  # if it has none
     assert np.array_equal(decoded(stored.data), decoded(source))
     theirs, ours = (simplejpeg.decode_jpeg(jpeg, "RGB", strict=False) for jpeg in (source, stored.data))
     assert np.array_equal(ours, theirs)
@@ -250,7 +243,7 @@ def test_tiled_jpegs_keep_their_exif_data() -> None:
         assert dict(image.getexif()) == {0x0112: 6}
 
 
-# What cannot be tiled without loss: the file, the remark, and the components of what is stored.
+# Files that cannot be tiled without loss, the remark, and the number of components stored.
 LOSSY = {
     "progressive": (jpeg_bytes(LARGE, progressive=True), "not baseline", 3),
     "progressive, grey": (jpeg_bytes(LARGE, "L", progressive=True), "greyscale, not baseline", 1),
@@ -261,36 +254,36 @@ LOSSY = {
 
 
 @pytest.mark.parametrize(("data", "remark", "components"), LOSSY.values(), ids=LOSSY.keys())
-def test_what_cannot_be_tiled_without_loss_is_encoded_again_and_tiled(
+def test_images_that_cannot_be_tiled_without_loss_are_encoded_again_and_tiled(
     data: bytes, remark: str, components: int
 ) -> None:
     stored = prepare(data, 0, Handling())
     assert stored[1:] == (MODE_JPEG, 150, 301, remark, True)
     assert is_tiled(stored.data)
-    found = read_header(stored.data).components
-    assert [(part.horizontal_sampling, part.vertical_sampling) for part in found] == [(1, 1)] * components
+    parts = read_header(stored.data).components
+    assert [(part.horizontal_sampling, part.vertical_sampling) for part in parts] == [(1, 1)] * components
     assert quantization(stored.data)[0] == quantization(jpeg_bytes(LARGE, quality=95))[0]
     pixels = np.dstack([np.asarray(Image.fromarray(LARGE).convert("L"))] * 3) if components == 1 else LARGE
     assert difference(decoded(stored.data), pixels) < 3
 
 
-def test_what_is_cut_is_not_tiled_even_unverified() -> None:
+def test_truncated_images_are_not_tiled_even_unverified() -> None:
     """Tiles need every coefficient."""
     assert bad(JPEG[: len(JPEG) // 2] + END, verify=False) == "truncated"
 
 
 # --- re-encoded because they are odd
 
-RAMP_16 = np.tile(np.arange(0, 65536, 1024, np.uint16), (40, 1))  # 0 to 64512
+RAMP_16 = np.tile(np.arange(0, 65536, 1024, dtype=np.uint16), (40, 1))  # 0 to 64512
 RAMP_8 = np.repeat(RAMP_16[..., None] // 257, 3, 2)
 ALPHA = np.dstack([PHOTO, np.tile(np.arange(61, dtype=np.uint8) * 4, (50, 1))])
 
-# The file, the remark, and the pixels that it was made of.
+# The file, the remark, and the pixels it was made from.
 ODD: dict[str, tuple[bytes, str, np.ndarray]] = {
     "PNG": (file_of(PHOTO, "PNG"), "a PNG file", PHOTO),
     "PNG, grey": (file_of(GREY, "PNG"), "a PNG file", np.dstack([GREY] * 3)),
     "PNG with alpha": (file_of(ALPHA, "PNG"), "a PNG file", PHOTO),
-    "PNG, 16-bit colour": (png_of_16_bit(PHOTO.astype(np.uint16) * 257), "a PNG file", PHOTO),
+    "PNG, 16-bit colour": (png_16_bit(PHOTO.astype(np.uint16) * 257), "a PNG file", PHOTO),
     "PNG, 16-bit grey": (file_of(RAMP_16, "PNG"), "a PNG file (mode I;16)", RAMP_8),
     "TIFF, 16-bit grey": (file_of(RAMP_16, "TIFF"), "a TIFF file (mode I;16)", RAMP_8),
     "TIFF, 16-bit grey, big-endian": (file_of(RAMP_16.astype(">u2"), "TIFF"), "a TIFF file (mode I;16B)", RAMP_8),
@@ -308,7 +301,7 @@ ODD: dict[str, tuple[bytes, str, np.ndarray]] = {
         "a JPEG of 8 bit with 4 components (mode CMYK)",
         PHOTO,
     ),
-    # Inverted, as Adobe's programs write it, with the Adobe segment that says YCCK.
+    # Inverted, as Adobe's programs write it, with the Adobe segment that declares YCCK.
     "YCCK": (
         simplejpeg.encode_jpeg(255 - np.asarray(Image.fromarray(PHOTO).convert("CMYK")), 95, "CMYK", "444"),
         "a JPEG of 8 bit with 4 components (mode CMYK)",
@@ -328,7 +321,7 @@ for depth in ("P", "1"):
 
 @pytest.mark.parametrize("jpeg", ["keep", "tile"])
 @pytest.mark.parametrize(("data", "remark", "pixels"), ODD.values(), ids=ODD.keys())
-def test_what_decoders_would_not_read_alike_is_re_encoded_and_remarked(
+def test_images_that_decoders_read_differently_are_re_encoded_and_remarked(
     data: bytes, remark: str, pixels: np.ndarray, jpeg: str
 ) -> None:
     handling = Handling(jpeg=jpeg)  # type: ignore[arg-type]
@@ -344,7 +337,7 @@ def test_what_decoders_would_not_read_alike_is_re_encoded_and_remarked(
 
 @pytest.mark.parametrize("jpeg", ["tile", "reencode", "raw", "proportion"])
 @pytest.mark.parametrize("name", ["PNG", "PNG, 16-bit grey", "CMYK", "YCCK", "GIF, palette"])
-def test_odd_files_are_stored_as_all_others(name: str, jpeg: str) -> None:
+def test_odd_files_are_stored_like_all_others(name: str, jpeg: str) -> None:
     data, remark, pixels = ODD[name]
     stored = prepare(data, 0, Handling(jpeg=jpeg, quality=95, subsampling="444"))  # type: ignore[arg-type]
     assert (stored.height, stored.width, stored.odd) == (*pixels.shape[:2], remark)
@@ -408,12 +401,12 @@ BAD = {
 
 @pytest.mark.parametrize("jpeg", ["tile", "keep", "reencode", "raw"])
 @pytest.mark.parametrize(("data", "reason"), BAD.values(), ids=BAD.keys())
-def test_what_cannot_be_decoded_completely_is_bad(data: bytes, reason: str, jpeg: str) -> None:
+def test_images_that_cannot_be_decoded_completely_are_bad(data: bytes, reason: str, jpeg: str) -> None:
     assert bad(data, jpeg=jpeg).startswith(reason)
 
 
 def test_progressive_cut_between_scans_with_an_end_marker_is_remarked() -> None:
-    """Bits of coefficients may be left out for good: the file could have been made so."""
+    """Bits of coefficients may be left out for good: the file may have been written like this."""
     starts = scan_starts(PROGRESSIVE)
     for start in starts[1:]:
         for handling, before in ((KEEP, ""), (Handling(), "not baseline, ")):
@@ -432,13 +425,13 @@ WHOLE = {"baseline": JPEG, "progressive": PROGRESSIVE, "CMYK": jpeg_bytes(PHOTO,
 )
 def test_jpeg_cut_anywhere_is_bad_or_remarked(whole: bytes, share: float, end: bytes, handling: Handling) -> None:
     data = whole[: int((len(whole) - 2) * share)] + end
-    made = outcome(data, handling)
-    if isinstance(made, str):
+    prepared = outcome(data, handling)
+    if isinstance(prepared, str):
         return
-    remarks = {*made.odd.split(", ")} - {"not baseline"}
+    remarks = {*prepared.odd.split(", ")} - {"not baseline"}
     assert remarks in ({"not every bit of every coefficient"}, {"no end marker"})
     if remarks == {"no end marker"}:
-        assert difference(pixels_of(made), decoded(whole)) <= 2 * made.reencoded
+        assert difference(pixels_of(prepared), decoded(whole)) <= 2 * prepared.reencoded
 
 
 FLIPPED = {
@@ -452,20 +445,22 @@ FLIPPED = {
 
 @pytest.mark.parametrize("whole", FLIPPED.values(), ids=FLIPPED.keys())
 @given(share=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), handling=st.sampled_from([KEEP, Handling()]))
-def test_jpeg_with_a_flipped_bit_is_bad_or_read_alike_by_decoders(
+def test_jpeg_with_a_flipped_bit_is_bad_or_decoders_agree_on_it(
     whole: bytes, share: float, bit: int, handling: Handling
 ) -> None:
-    """Most flips only alter values, which nobody can tell. Where a decoder lacks data, the image is bad."""
+    """Most flips only alter values, which cannot be noticed. If a decoder lacks data, the image is bad."""
     start = read_header(whole).scan_offset + 14
     at = start + int((len(whole) - 2 - start) * share)
     data = patched(whole, at, bytes([whole[at] ^ 1 << bit]))
-    made = outcome(data, handling)
-    if isinstance(made, str):
+    prepared = outcome(data, handling)
+    if isinstance(prepared, str):
         return
-    ours = simplejpeg.decode_jpeg(made.data, "RGB", strict=made.odd in ("", "greyscale") or is_tiled(made.data))
-    assert np.abs(ours.astype(int) - pixels_of(made)).max() <= 2
-    if not made.reencoded:
-        assert np.array_equal(pixels_of(made), decoded(data))
+    lenient = simplejpeg.decode_jpeg(
+        prepared.data, "RGB", strict=prepared.odd in ("", "greyscale") or is_tiled(prepared.data)
+    )
+    assert np.abs(lenient.astype(int) - pixels_of(prepared)).max() <= 2
+    if not prepared.reencoded:
+        assert np.array_equal(pixels_of(prepared), decoded(data))
 
 
 SEEDS = [
@@ -492,12 +487,12 @@ def damaged_files(draw: st.DrawFn) -> bytes:
     verify=st.booleans(),
 )
 def test_any_bytes_are_stored_or_a_bad_image(data: bytes, jpeg: str, verify: bool) -> None:
-    made = outcome(data, Handling(jpeg=jpeg, verify=verify))  # type: ignore[arg-type]
-    if isinstance(made, str):
-        assert len(made.splitlines()) == 1
-        assert " object at 0x" not in made
+    prepared = outcome(data, Handling(jpeg=jpeg, verify=verify))  # type: ignore[arg-type]
+    if isinstance(prepared, str):
+        assert len(prepared.splitlines()) == 1
+        assert " object at 0x" not in prepared
     elif verify:
-        assert pixels_of(made).shape == (made.height, made.width, 3)
+        assert pixels_of(prepared).shape == (prepared.height, prepared.width, 3)
 
 
 # --- encoded again, or as pixels
@@ -505,7 +500,8 @@ def test_any_bytes_are_stored_or_a_bad_image(data: bytes, jpeg: str, verify: boo
 
 def quantization(jpeg: bytes) -> dict[int, list[int]]:
     with Image.open(io.BytesIO(jpeg)) as image:
-        return {slot: list(table) for slot, table in image.quantization.items()}  # type: ignore[attr-defined]
+        assert isinstance(image, JpegImageFile)
+        return {slot: list(table) for slot, table in image.quantization.items()}
 
 
 @pytest.mark.parametrize("jpeg", ["tile", "reencode"])
@@ -525,7 +521,7 @@ def test_re_encoded_jpegs_have_the_quality_and_subsampling_that_were_asked_for(
 
 
 @pytest.mark.parametrize("flags", [{"max_side": 40}, {"quality": 60}, {"subsampling": "444"}], ids=str)
-def test_each_flag_of_the_encoding_has_every_image_encoded_again_before_it_is_tiled(flags: dict[str, object]) -> None:
+def test_each_encoding_flag_encodes_every_image_again_before_it_is_tiled(flags: dict[str, object]) -> None:
     stored = prepare(jpeg_bytes(PHOTO, quality=97, subsampling="4:2:2"), 0, Handling(**flags))  # type: ignore[arg-type]
     assert is_tiled(stored.data)
     assert stored.reencoded
@@ -540,7 +536,7 @@ SIZES = [(61, 61), (60, 60), (25, 25), (7, 7), (1, 1), (None, 61), (1000, 61)]
 
 @pytest.mark.parametrize("jpeg", ["tile", "reencode", "raw", "proportion"])
 @pytest.mark.parametrize(("max_side", "longest"), SIZES)
-def test_longest_side_is_reduced_and_the_picture_stays(jpeg: str, max_side: int | None, longest: int) -> None:
+def test_longest_side_is_reduced_and_the_picture_is_the_same(jpeg: str, max_side: int | None, longest: int) -> None:
     source = jpeg_bytes(PHOTO, quality=97)
     handling = Handling(jpeg=jpeg, max_side=max_side, quality=97, subsampling="444")  # type: ignore[arg-type]
     stored = prepare(source, 0, handling)
@@ -560,7 +556,7 @@ def test_reduced_size_has_the_ratio_of_the_original(full: tuple[int, int], size:
 
 
 @pytest.mark.parametrize("jpeg", ["tile", "reencode"])
-def test_greyscale_stays_grey_where_it_is_encoded_again_and_is_rgb_as_pixels(jpeg: str) -> None:
+def test_greyscale_stays_grey_when_encoded_again_and_is_rgb_as_pixels(jpeg: str) -> None:
     source = jpeg_bytes(PHOTO, "L")
     for max_side in (None, 20):
         grey = prepare(source, 0, Handling(jpeg=jpeg, max_side=max_side, quality=90))  # type: ignore[arg-type]
@@ -580,7 +576,7 @@ def test_raw_pixels_are_those_of_the_source(name: str) -> None:
 
 
 @pytest.mark.parametrize(("probability", "low", "high"), [(0.0, 0, 0), (0.3, 30, 90), (1.0, 200, 200)])
-def test_proportion_stores_a_share_as_jpegs_that_seed_and_position_fix(probability: float, low: int, high: int) -> None:
+def test_proportion_stores_jpegs_chosen_by_seed_and_position(probability: float, low: int, high: int) -> None:
     data = jpeg_bytes(photograph(8, 8, seed=1))
 
     def modes(seed: int) -> list[int]:
@@ -601,6 +597,6 @@ def test_proportion_stores_a_share_as_jpegs_that_seed_and_position_fix(probabili
     ],
     ids=["raw", "odd", "tiled"],
 )
-def test_what_no_page_holds_is_bad(data: bytes, handling: Handling, advice: str) -> None:
+def test_image_larger_than_a_page_is_bad(data: bytes, handling: Handling, advice: str) -> None:
     with pytest.raises(BadImage, match=rf"bytes, of at most {handling.largest}; {advice} reduces it"):
         prepare(data, 0, handling)

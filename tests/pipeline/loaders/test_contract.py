@@ -1,6 +1,6 @@
-"""One contract for every loader: a new file in pipeline/loaders/ is tested by being there.
+"""One contract for every loader: a new file in pipeline/loaders/ is tested without being registered anywhere.
 
-Only the package of a loader can be missing; a machine set up by `make env` has them all.
+Only the package of a loader can be missing; `make env` installs them all.
 """
 
 import os
@@ -9,25 +9,32 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from types import ModuleType
+from typing import get_args
 
 import numpy as np
 import psutil
 import pytest
 import torch
-from images import three_to_one_jpeg
 
 from pipeline import loaders
-from pipeline.contract import MAX_DIFFERENCE, MEAN_DIFFERENCE, Batch, CropPolicy, Loader, LoaderSpec
-from pipeline.dataset import Split, open_split
-from pipeline.decode import crop_and_resize, decode
+from pipeline.contract import MEAN_DIFFERENCE, Batch, Decoder, Loader, LoaderModule, LoaderSpec
+from pipeline.conversion.convert import convert
+from pipeline.conversion.settings import ConvertSettings
 from pipeline.errors import InputError
-from pipeline.jpeg.headers import APP9, segments
-from tools.convert_imagenet import ConvertSettings, convert
+from pipeline.order.crops import CropPolicy
+from pipeline.order.plan import POSITION, positions
+from pipeline.pixels.decode import decode
+from pipeline.pixels.jpeg.headers import APP9, read_header, segments
+from pipeline.storage.split import Split, open_split
+from tests.helpers.images import three_to_one_jpeg
+from tests.helpers.jpegs import index_entries
+from tests.helpers.loaders import loaded
+from tests.helpers.reference import policy_image
 
-READERS = [name for name in loaders.names() if name != "synthetic"]
+READERS = [name for name in loaders.names() if loaders.facts(name).reads]
 RESOLUTION = 48
 
 
@@ -39,23 +46,25 @@ def spec_of(split: Split, **changes: object) -> LoaderSpec:
 
 @pytest.fixture(params=READERS)
 def name(request: pytest.FixtureRequest) -> str:
-    return request.param
+    return str(request.param)
 
 
 @pytest.fixture
-def module(name: str) -> ModuleType:
-    try:
-        return loaders.load(name)
-    except InputError as error:
-        if "not installed" in str(error):
-            pytest.skip(str(error))
-        raise
+def module(name: str) -> LoaderModule:
+    return loaded(name)
 
 
 @pytest.fixture(params=["tiled_dataset", "dataset"])
 def stored(request: pytest.FixtureRequest) -> Path:
-    """A dataset of tiled JPEGs, and one of the same images as they were."""
-    return request.getfixturevalue(request.param)
+    """A dataset of tiled JPEGs, and one of the same images untiled."""
+    path: Path = request.getfixturevalue(request.param)
+    return path
+
+
+@pytest.fixture(params=get_args(Decoder))
+def decoder(request: pytest.FixtureRequest) -> Decoder:
+    name: Decoder = request.param
+    return name
 
 
 @pytest.fixture
@@ -68,7 +77,7 @@ def copies(batches: Iterator[Batch]) -> list[Batch]:
     return [Batch(*(tensor.clone() for tensor in batch)) for batch in batches]
 
 
-def collect(module: ModuleType, spec: LoaderSpec, *epoch: int) -> list[Batch]:
+def collect(module: LoaderModule, spec: LoaderSpec, *epoch: int) -> list[Batch]:
     loader: Loader = module.create(spec)
     try:
         return copies(loader.epoch(*epoch))
@@ -77,19 +86,19 @@ def collect(module: ModuleType, spec: LoaderSpec, *epoch: int) -> list[Batch]:
 
 
 def reference(spec: LoaderSpec, epoch: int, resolution: int, start_batch: int = 0) -> Iterator[Batch]:
-    """The contract itself: torchvision's decode, the plan's order and crop, torchvision's resize."""
-    for indices in spec.plan.batches(epoch, start_batch):
+    """The contract itself: torchvision's decode, the plan's order, torchvision's transforms."""
+    for keys in spec.plan.batches(epoch, start_batch):
         images, labels = [], []
-        for index in indices.tolist():
+        for key in keys.tolist():
+            index = key & POSITION
             jpeg, label = spec.split.samples[index]
             image = decode(spec.split.samples, index, jpeg)
-            crop = spec.crop.crop(spec.seed, epoch, index, *image.shape[1:])
-            images.append(crop_and_resize(image, crop, resolution))
+            images.append(policy_image(image, spec.crop, spec.seed, epoch, key, resolution))
             labels.append(label)
-        yield Batch(torch.stack(images), torch.tensor(labels), torch.from_numpy(indices))
+        yield Batch(torch.stack(images), torch.tensor(labels), torch.from_numpy(positions(keys)))
 
 
-def assert_same(module: ModuleType, batches: list[Batch], expected: list[Batch]) -> None:
+def assert_same(module: LoaderModule, batches: list[Batch], expected: list[Batch]) -> None:
     assert [len(batch.labels) for batch in batches] == [len(batch.labels) for batch in expected]
     for batch, wanted in zip(batches, expected, strict=True):
         assert batch.images.dtype == torch.uint8
@@ -98,23 +107,42 @@ def assert_same(module: ModuleType, batches: list[Batch], expected: list[Batch])
         assert batch.labels.tolist() == wanted.labels.tolist()
         difference = (batch.images.int() - wanted.images.int()).abs()
         assert difference.float().mean() <= MEAN_DIFFERENCE
-        assert difference.max() <= getattr(module, "MAX_DIFFERENCE", MAX_DIFFERENCE)
+        assert difference.max() <= module.FACTS.max_difference
 
 
-def test_a_training_epoch_is_the_plans(module: ModuleType, stored: Path) -> None:
-    spec = spec_of(open_split(stored, "train"))
+def test_a_training_epoch_follows_the_plan(module: LoaderModule, stored: Path, decoder: Decoder) -> None:
+    spec = spec_of(open_split(stored, "train"), decoder=decoder)
     assert_same(module, collect(module, spec, 5, RESOLUTION), list(reference(spec, 5, RESOLUTION)))
 
 
-def test_an_evaluation_counts_every_image_once(module: ModuleType, stored: Path) -> None:
-    spec = spec_of(open_split(stored, "val"))
+def test_an_evaluation_counts_every_image_once(module: LoaderModule, stored: Path, decoder: Decoder) -> None:
+    spec = spec_of(open_split(stored, "val"), decoder=decoder)
     batches = collect(module, spec, 0, RESOLUTION)
     assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(spec.split.num_samples))
     assert_same(module, batches, list(reference(spec, 0, RESOLUTION)))
 
 
+@pytest.mark.parametrize("split_name", ["train", "val"])
+def test_a_bicubic_resize_is_that_of_the_reference(module: LoaderModule, stored: Path, split_name: str) -> None:
+    policy = CropPolicy(training=split_name == "train", interpolation="bicubic")
+    spec = spec_of(open_split(stored, split_name), crop=policy)
+    batches, expected = collect(module, spec, 1, RESOLUTION), list(reference(spec, 1, RESOLUTION))
+    assert_same(module, batches, expected)
+    bilinear = replace(spec, crop=replace(policy, interpolation="bilinear"))
+    with pytest.raises(AssertionError):
+        assert_same(module, batches, list(reference(bilinear, 1, RESOLUTION)))
+
+
+@pytest.mark.parametrize("split_name", ["train", "val"])
+def test_the_decoder_changes_no_bit(module: LoaderModule, tiled_dataset: Path, split_name: str) -> None:
+    split = open_split(tiled_dataset, split_name)
+    batches, same = (collect(module, spec_of(split, decoder=name, workers=2), 4, 64) for name in get_args(Decoder))
+    for batch, other in zip(batches, same, strict=True):
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(batch, other, strict=True))
+
+
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_ranks_share_the_global_batch(module: ModuleType, split: Split, world_size: int) -> None:
+def test_ranks_share_the_global_batch(module: LoaderModule, split: Split, world_size: int) -> None:
     one = collect(module, spec_of(split, batch_size=12), 1, RESOLUTION)
     shares = [
         collect(module, spec_of(split, batch_size=12 // world_size, rank=rank, world_size=world_size), 1, RESOLUTION)
@@ -126,7 +154,25 @@ def test_ranks_share_the_global_batch(module: ModuleType, split: Split, world_si
         assert torch.equal(whole.images, torch.cat([part.images for part in parts]))
 
 
-def test_more_ranks_than_the_last_batch_has_images(module: ModuleType, tiled_dataset: Path) -> None:
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_repeats_of_an_image_are_cropped_differently_on_every_world_size(
+    module: LoaderModule, split: Split, world_size: int
+) -> None:
+    """With a batch of 12 and 3 repeats of 4 images: among 3 ranks, each has every image once."""
+    spec = spec_of(split, batch_size=12, repeats=3)
+    whole = list(reference(spec, 1, RESOLUTION))
+    assert len(whole) == split.num_samples // 12
+    assert all(not torch.equal(batch.images[:4], batch.images[4:8]) for batch in whole)
+    for rank in range(world_size):
+        size = 12 // world_size
+        share = replace(spec, batch_size=size, rank=rank, world_size=world_size)
+        mine = [Batch(*(part[rank * size : (rank + 1) * size] for part in batch)) for batch in whole]
+        assert_same(module, collect(module, share, 1, RESOLUTION), mine)
+    start = collect(module, spec, 1, RESOLUTION, 2) if world_size == 1 else whole[2:]
+    assert_same(module, start, whole[2:])
+
+
+def test_more_ranks_than_the_last_batch_has_images(module: LoaderModule, tiled_dataset: Path) -> None:
     val = open_split(tiled_dataset, "val")
     world_size = 3  # 19 images in global batches of 18: the last one has 1
     shares = [
@@ -138,7 +184,7 @@ def test_more_ranks_than_the_last_batch_has_images(module: ModuleType, tiled_dat
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_rank_without_any_image_gives_no_batch(module: ModuleType, tiled_dataset: Path, training: bool) -> None:
+def test_a_rank_without_any_image_has_no_batch(module: LoaderModule, tiled_dataset: Path, training: bool) -> None:
     split = open_split(tiled_dataset, "train" if training else "val")
     spec = spec_of(split, batch_size=50, rank=0, world_size=100)
     loader = module.create(spec)
@@ -147,7 +193,7 @@ def test_a_rank_without_any_image_gives_no_batch(module: ModuleType, tiled_datas
     loader.close()
 
 
-def test_start_batch_enters_the_epoch_anywhere(module: ModuleType, split: Split) -> None:
+def test_an_epoch_can_start_at_any_batch(module: LoaderModule, split: Split) -> None:
     loader = module.create(spec_of(split))
     whole = copies(loader.epoch(2, RESOLUTION))
     assert len(whole) == loader.batches_per_epoch == split.num_samples // 8
@@ -159,7 +205,7 @@ def test_start_batch_enters_the_epoch_anywhere(module: ModuleType, split: Split)
     loader.close()
 
 
-def test_one_loader_serves_epochs_and_resolutions(module: ModuleType, split: Split) -> None:
+def test_one_loader_serves_epochs_and_resolutions(module: LoaderModule, split: Split) -> None:
     spec = spec_of(split)
     loader = module.create(spec)
     for epoch, resolution in ((0, 32), (1, 56), (0, 32)):
@@ -169,8 +215,8 @@ def test_one_loader_serves_epochs_and_resolutions(module: ModuleType, split: Spl
     loader.close()
 
 
-def test_processes_live_as_long_as_the_loader(module: ModuleType, split: Split) -> None:
-    """None is forked later, when there may be threads."""
+def test_processes_live_as_long_as_the_loader(module: LoaderModule, split: Split) -> None:
+    """No process is forked later, when there may be threads."""
     before = psutil.Process().children()
     loader = module.create(spec_of(split, workers=2))
     own = psutil.Process().children()
@@ -184,7 +230,7 @@ def test_processes_live_as_long_as_the_loader(module: ModuleType, split: Split) 
             loader.epoch(0, RESOLUTION)
 
 
-def test_the_number_of_workers_changes_nothing(module: ModuleType, split: Split) -> None:
+def test_the_number_of_workers_changes_nothing(module: LoaderModule, split: Split) -> None:
     first, *others = (collect(module, spec_of(split, workers=workers), 1, RESOLUTION) for workers in (0, 1, 3))
     for other in others:
         for batch, wanted in zip(other, first, strict=True):
@@ -192,13 +238,13 @@ def test_the_number_of_workers_changes_nothing(module: ModuleType, split: Split)
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_images_have_the_strides_the_device_wants(module: ModuleType, split: Split, channels_last: bool) -> None:
+def test_images_have_the_strides_the_device_wants(module: LoaderModule, split: Split, channels_last: bool) -> None:
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     for batch in collect_without_copy(module, spec_of(split, channels_last=channels_last)):
         assert batch.images.is_contiguous(memory_format=memory_format)
 
 
-def collect_without_copy(module: ModuleType, spec: LoaderSpec) -> Iterator[Batch]:
+def collect_without_copy(module: LoaderModule, spec: LoaderSpec) -> Iterator[Batch]:
     loader = module.create(spec)
     yield from loader.epoch(0, RESOLUTION)
     loader.close()
@@ -209,8 +255,8 @@ def threads_and_processes() -> tuple[int, int]:
     return me.num_threads(), len(me.children(recursive=True))
 
 
-def test_closing_in_the_middle_leaves_no_thread_or_process(module: ModuleType, split: Split) -> None:
-    collect(module, spec_of(split, workers=2), 0, RESOLUTION)  # pools that live as long as Python are made now
+def test_closing_in_the_middle_leaves_no_thread_or_process(module: LoaderModule, split: Split) -> None:
+    collect(module, spec_of(split, workers=2), 0, RESOLUTION)  # pools that live as long as Python are created now
     before = threads_and_processes()
     for taken in (0, 1, 2):
         loader = module.create(spec_of(split, batch_size=4, workers=2))
@@ -223,14 +269,14 @@ def test_closing_in_the_middle_leaves_no_thread_or_process(module: ModuleType, s
 
 
 def assert_none_is_left(before: tuple[int, int]) -> None:
-    """No more threads and processes than `before`, after the time they need to end."""
+    """No more threads and processes than `before`, once they have had time to end."""
     deadline = time.monotonic() + 20
     while threads_and_processes() > before and time.monotonic() < deadline:
         time.sleep(0.05)
     assert threads_and_processes() <= before, [thread.name for thread in threading.enumerate()]
 
 
-def test_a_new_epoch_ends_the_one_before(module: ModuleType, split: Split) -> None:
+def test_a_new_epoch_ends_the_one_before(module: LoaderModule, split: Split) -> None:
     spec = spec_of(split, workers=2)
     loader = module.create(spec)
     abandoned = loader.epoch(0, RESOLUTION)
@@ -240,7 +286,7 @@ def test_a_new_epoch_ends_the_one_before(module: ModuleType, split: Split) -> No
 
 
 def test_a_jpeg_that_only_the_reference_decodes_has_its_pixels(
-    module: ModuleType, imagenet_folder: Path, tmp_path: Path
+    module: LoaderModule, imagenet_folder: Path, tmp_path: Path
 ) -> None:
     src = shutil.copytree(imagenet_folder, tmp_path / "src")
     shutil.rmtree(src / "val")
@@ -252,29 +298,61 @@ def test_a_jpeg_that_only_the_reference_decodes_has_its_pixels(
 
 
 def test_a_damaged_tile_index_does_not_change_the_pixels(
-    module: ModuleType, tiled_dataset: Path, tmp_path: Path
+    module: LoaderModule, tiled_dataset: Path, tmp_path: Path
 ) -> None:
-    """One byte of each image's index is another; all else is as it was, so that the whole image can be decoded."""
+    """One byte of each image's index is changed, but no checksum, so that the whole image can be decoded."""
     copy = shutil.copytree(tiled_dataset, tmp_path / "copy")
     split = open_split(copy, "train")
     rng = np.random.default_rng(0)
     for index in range(split.num_samples):
         jpeg = split.shards[index].jpeg
-        payload = next((start, end) for marker, start, end in segments(jpeg) if marker == APP9)
-        at = int(rng.integers(*payload))
+        if APP9 not in (marker for marker, _, _ in segments(jpeg)):
+            continue
+        at = int(rng.choice(places_in_index(jpeg)))
         overwrite(split, index, at, bytes([jpeg[at] ^ int(rng.integers(1, 256))]))
     spec = spec_of(open_split(copy, "train"))
     for epoch in (0, 1):
         assert_same(module, collect(module, spec, epoch, RESOLUTION), list(reference(spec, epoch, RESOLUTION)))
 
 
+def places_in_index(jpeg: bytes) -> list[int]:
+    """Where the bytes of an index stand that are no checksum."""
+    start, end = next((start, end) for marker, start, end in segments(jpeg) if marker == APP9)
+    places, at = [*range(start, start + 12)], start + 16
+    for size, _ in index_entries(jpeg):
+        digits = 1 if size < 1 << 7 else 2
+        places += range(at, at + digits)
+        at += digits + 4
+    assert at == end
+    return places
+
+
+@pytest.mark.parametrize("place", ["quantization table", "tile", "checksum"])
+def test_altered_bits_are_noticed_that_no_decoder_would_notice(
+    module: LoaderModule, tiled_dataset: Path, tmp_path: Path, decoder: Decoder, place: str
+) -> None:
+    """One bit of a tiled image, which could be decoded to other pixels without a warning."""
+    split = open_split(shutil.copytree(tiled_dataset, tmp_path / "copy"), "train")
+    spec = spec_of(split, workers=0, decoder=decoder, crop=CropPolicy(training=True, area=(1, 1), ratio=(0.1, 10)))
+    jpeg = split.shards[17].jpeg
+    at = {
+        "quantization table": jpeg.index(b"\xff\xdb") + 30,
+        "tile": read_header(jpeg).scan_offset + 14 + sum(size + 2 for size, _ in index_entries(jpeg)[:5]),
+        "checksum": read_header(jpeg).scan_offset - 1,  # where the index ends
+    }[place]
+    overwrite(split, 17, at, bytes([jpeg[at] ^ 4]))
+    with pytest.raises(InputError, match=r"sample 17: altered since it was converted .*; convert again$") as raised:
+        collect(module, spec, 0, RESOLUTION)
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("share", [0.02, 0.5])
 def test_a_damaged_image_is_named_in_one_line(
-    module: ModuleType, dataset_copy: Path, workers: int, share: float
+    module: LoaderModule, dataset_copy: Path, workers: int, share: float
 ) -> None:
-    """An image is overwritten with zeros from a place in its headers, or in its data, on; sizes stay."""
-    if share == 0.5 and not getattr(module, "NOTICES_ALTERED_DATA", True):
+    """An image is overwritten with zeros from a byte in its headers, or in its data, on; sizes stay."""
+    if share == 0.5 and not module.FACTS.notices_altered_data:
         pytest.skip("as the loader's file says")
     split = open_split(dataset_copy, "train")
     damage(split, index=17, share=share)
@@ -287,10 +365,10 @@ def test_a_damaged_image_is_named_in_one_line(
     assert psutil.Process().children() == before
 
 
-def test_closing_after_an_error_leaves_no_thread_or_process(module: ModuleType, dataset_copy: Path) -> None:
-    """Whoever still holds the error: its traceback refers to the loader's insides."""
+def test_closing_after_an_error_leaves_no_thread_or_process(module: LoaderModule, dataset_copy: Path) -> None:
+    """Even while the error is held: its traceback refers to objects inside the loader."""
     split = open_split(dataset_copy, "train")
-    collect(module, spec_of(split, workers=2), 0, RESOLUTION)  # pools that live as long as Python are made now
+    collect(module, spec_of(split, workers=2), 0, RESOLUTION)  # pools that live as long as Python are created now
     damage(split, index=17, share=0.02)
     before = threads_and_processes()
     loader = module.create(spec_of(open_split(dataset_copy, "train"), workers=2))
@@ -308,7 +386,7 @@ def damage(split: Split, index: int, share: float) -> None:
 
 
 def overwrite(split: Split, index: int, at: int, data: bytes) -> None:
-    """Other bytes at a place in a stored image, in both formats."""
+    """Overwrite bytes of a stored image, in both formats."""
     in_shard, in_beton = split.shards.extent(index)[0] + 512, int(split.beton.allocation["ptr"][index])
     for path, start in ((split.shards.shard_of(index), in_shard), (split.beton_path, in_beton)):
         with path.open("r+b") as file:
@@ -316,7 +394,7 @@ def overwrite(split: Split, index: int, at: int, data: bytes) -> None:
             file.write(data)
 
 
-def test_loaders_do_not_change_the_threads_of_the_model(module: ModuleType, split: Split) -> None:
+def test_loaders_do_not_change_the_threads_of_the_model(module: LoaderModule, split: Split) -> None:
     before = torch.get_num_threads()
     collect(module, spec_of(split, workers=1), 0, RESOLUTION)
     assert torch.get_num_threads() == before
@@ -330,15 +408,15 @@ def test_synthetic_batches_have_the_plans_lengths(tiled_dataset: Path) -> None:
         assert all(batch.images.shape[1:] == (3, RESOLUTION, RESOLUTION) for batch in batches)
 
 
-def test_every_storage_gives_the_same_samples(tiled_dataset: Path) -> None:
+def test_every_storage_has_the_same_samples(tiled_dataset: Path) -> None:
     split = open_split(tiled_dataset, "train")
     for index in np.linspace(0, split.num_samples - 1, 9, dtype=int).tolist():
         assert split.shards[index] == split.beton[index]
 
 
-def test_folder_data_is_read_in_place(module: ModuleType, imagenet_folder: Path) -> None:
+def test_folder_data_is_read_in_place(module: LoaderModule, imagenet_folder: Path) -> None:
     spec = spec_of(open_split(imagenet_folder, "train"))
-    if "folder" not in module.READS:
+    if "folder" not in module.FACTS.reads:
         with pytest.raises(InputError, match="convert with"):
             module.create(spec)
         return
@@ -350,6 +428,13 @@ def test_an_unknown_loader_lists_the_known_ones() -> None:
         loaders.load("bogus")
 
 
+def hide_package(monkeypatch: pytest.MonkeyPatch, name: str, package: str) -> None:
+    """As if a loader's package were not installed: for Python's import, None in sys.modules means that."""
+    for module in (f"pipeline.loaders.{name}", f"pipeline.loaders._{name}_internals"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+
+
 @pytest.mark.parametrize(
     ("name", "package", "command"),
     [("ffcv", "ffcv", "make env"), ("dali", "nvidia.dali", "pip install nvidia-dali-cuda130")],
@@ -357,9 +442,7 @@ def test_an_unknown_loader_lists_the_known_ones() -> None:
 def test_a_missing_package_is_named_with_its_install_command(
     monkeypatch: pytest.MonkeyPatch, name: str, package: str, command: str
 ) -> None:
-    """None in sys.modules is how Python's own import says that a module cannot be had."""
-    monkeypatch.delitem(sys.modules, f"pipeline.loaders.{name}", raising=False)
-    monkeypatch.setitem(sys.modules, package, None)
+    hide_package(monkeypatch, name, package)
     with pytest.raises(InputError, match=f"--loader {name} needs .*not installed: {command}"):
         loaders.load(name)
 
@@ -368,12 +451,12 @@ def test_auto_says_why(tiled_dataset: Path, imagenet_folder: Path) -> None:
     name, why = loaders.choose(open_split(tiled_dataset, "train"))
     assert name in why or "installed" in why
     folder_name, folder_why = loaders.choose(open_split(imagenet_folder, "train"))
-    assert "folder" in loaders.load(folder_name).READS
+    assert "folder" in loaders.facts(folder_name).reads
     assert "not ffcv" in folder_why
 
 
 def test_nothing_is_read_from_the_environment(
-    module: ModuleType, split: Split, monkeypatch: pytest.MonkeyPatch
+    module: LoaderModule, split: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = collect(module, spec_of(split), 0, RESOLUTION)
     for variable, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():

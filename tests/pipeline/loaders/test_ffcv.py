@@ -1,29 +1,40 @@
-"""The ffcv loader on `.beton` files with pixels, which it alone reads."""
+"""The ffcv loader on `.beton` files with pixels, which no other loader reads."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from test_contract import RESOLUTION, assert_same, collect, copies, reference, spec_of
 from torch import Tensor
 
 from pipeline import loaders
 from pipeline.contract import MAX_DIFFERENCE, Batch, LoaderSpec
-from pipeline.dataset import Split, open_split
-from pipeline.decode import crop_and_resize, decode
+from pipeline.conversion.convert import convert
+from pipeline.conversion.settings import ConvertSettings
 from pipeline.errors import InputError
-from pipeline.formats.beton import MODE_JPEG, MODE_RAW
-from tools.convert_imagenet import ConvertSettings, convert
+from pipeline.order.crops import CropPolicy
+from pipeline.pixels.decode import decode
+from pipeline.storage.beton import MODE_JPEG, MODE_RAW
+from pipeline.storage.split import Split, open_split
+from tests.helpers.loaders import loaded
+from tests.helpers.reference import policy_image
+from tests.pipeline.loaders.test_contract import (
+    RESOLUTION,
+    assert_same,
+    collect,
+    copies,
+    hide_package,
+    reference,
+    spec_of,
+)
 
 PIXELS = ("raw", "proportion")
 
 
 @pytest.fixture(scope="module")
 def with_pixels(imagenet_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`imagenet_folder` as pixels, all or a share of them, in directories of these names. No image is reduced."""
+    """`imagenet_folder` as pixels, all or a share of them, in directories of these names. No image is scaled down."""
     root = tmp_path_factory.mktemp("pixels")
     labels = imagenet_folder / "val_labels.txt"
     for jpeg in PIXELS:
@@ -34,7 +45,7 @@ def with_pixels(imagenet_folder: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(params=PIXELS)
 def jpeg(request: pytest.FixtureRequest) -> str:
-    return request.param
+    return str(request.param)
 
 
 @pytest.fixture
@@ -43,7 +54,7 @@ def split(with_pixels: Path, jpeg: str) -> Split:
 
 
 def stored_image(split: Split, index: int) -> Tensor:
-    """uint8 [3, H, W]: the pixels as they stand in the file, or as torchvision decodes them."""
+    """uint8 [3, H, W]: the pixels as stored, or as torchvision decodes them."""
     row = split.beton.metadata["f0"][index]
     if row["mode"] == MODE_JPEG:
         return decode(split.beton, index, split.beton[index].jpeg)
@@ -52,25 +63,21 @@ def stored_image(split: Split, index: int) -> Tensor:
 
 
 def expected(spec: LoaderSpec, epoch: int, resolution: int) -> Iterator[Batch]:
-    """The contract, for pixels."""
+    """The contract, for stored pixels."""
     for indices in spec.plan.batches(epoch):
         images = []
         for index in indices.tolist():
             image = stored_image(spec.split, index)
-            images.append(crop_and_resize(image, spec.crop.crop(spec.seed, epoch, index, *image.shape[1:]), resolution))
+            images.append(policy_image(image, spec.crop, spec.seed, epoch, index, resolution))
         labels = torch.from_numpy(spec.split.beton.metadata["f1"][indices])
         yield Batch(torch.stack(images), labels, torch.from_numpy(indices))
 
 
 def ffcv_batches(spec: LoaderSpec, *epoch: int) -> list[Batch]:
-    try:
-        module = loaders.load("ffcv")
-    except InputError as error:
-        pytest.skip(str(error))
-    return collect(module, spec, *epoch)
+    return collect(loaded("ffcv"), spec, *epoch)
 
 
-def test_the_files_have_what_they_are_named_after(with_pixels: Path) -> None:
+def test_the_files_hold_what_their_names_say(with_pixels: Path) -> None:
     for split_name in ("train", "val"):
         raw, proportion = (
             open_split(with_pixels / jpeg, split_name).beton.metadata["f0"]["mode"].tolist() for jpeg in PIXELS
@@ -83,17 +90,17 @@ def test_the_files_have_what_they_are_named_after(with_pixels: Path) -> None:
 def test_a_batch_is_the_crop_of_the_stored_pixels(with_pixels: Path, jpeg: str, split_name: str) -> None:
     spec = spec_of(open_split(with_pixels / jpeg, split_name), workers=2)
     batches = ffcv_batches(spec, 5, RESOLUTION)
-    assert_same(loaders.load("ffcv"), batches, list(expected(spec, 5, RESOLUTION)))
+    assert_same(loaded("ffcv"), batches, list(expected(spec, 5, RESOLUTION)))
 
 
-def test_pixels_alone_leave_only_the_rounding_of_the_resize(with_pixels: Path) -> None:
+def test_stored_pixels_differ_only_by_the_rounding_of_the_resize(with_pixels: Path) -> None:
     """Nothing is decoded, so nothing else can differ."""
     spec = spec_of(open_split(with_pixels / "raw", "train"))
     for batch, wanted in zip(ffcv_batches(spec, 2, RESOLUTION), expected(spec, 2, RESOLUTION), strict=True):
         assert (batch.images.int() - wanted.images.int()).abs().max() <= 1
 
 
-def test_a_batch_is_that_of_the_kept_jpegs(dataset: Path, split: Split) -> None:
+def test_a_batch_agrees_with_that_of_the_kept_jpegs(dataset: Path, split: Split) -> None:
     """The same positions, labels, crops and, within the tolerance, pixels."""
     kept = spec_of(open_split(dataset, "train"))
     batches = ffcv_batches(spec_of(split), 1, RESOLUTION)
@@ -106,7 +113,7 @@ def test_a_batch_is_that_of_the_kept_jpegs(dataset: Path, split: Split) -> None:
 
 
 def test_workers_ranks_and_start_batch_change_nothing(split: Split) -> None:
-    module = loaders.load("ffcv")
+    module = loaded("ffcv")
     whole = ffcv_batches(spec_of(split, batch_size=12, workers=1), 1, RESOLUTION)
     shares = [
         collect(module, spec_of(split, batch_size=6, workers=2, rank=rank, world_size=2), 1, RESOLUTION)
@@ -123,24 +130,20 @@ def test_workers_ranks_and_start_batch_change_nothing(split: Split) -> None:
 @pytest.mark.parametrize("name", ["torch", "dali", "webdataset"])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_other_loaders_end_in_one_line(split: Split, name: str, workers: int) -> None:
-    try:
-        module = loaders.load(name)
-    except InputError as error:
-        pytest.skip(str(error))
-    told = "has no WebDataset shards of train" if name == "webdataset" else "raw pixels, no JPEG; use --loader ffcv"
-    with pytest.raises(InputError, match=told) as raised:
+    module = loaded(name)
+    message = "has no WebDataset shards of train" if name == "webdataset" else "raw pixels, no JPEG; use --loader ffcv"
+    with pytest.raises(InputError, match=message) as raised:
         collect(module, spec_of(split, workers=workers), 0, RESOLUTION)
     assert "\n" not in str(raised.value)
 
 
 def test_auto_takes_ffcv(split: Split) -> None:
-    pytest.importorskip("ffcv")
+    loaded("ffcv")
     assert loaders.choose(split) == ("ffcv", "it is installed and the data has 'ffcv-raw' storage")
 
 
 def test_auto_says_what_is_missing(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "pipeline.loaders.ffcv", raising=False)
-    monkeypatch.setitem(sys.modules, "ffcv", None)  # how Python's own import says that a module cannot be had
+    hide_package(monkeypatch, "ffcv", "ffcv")
     with pytest.raises(
         InputError, match=r"--loader auto: none reads .*not ffcv: needs ffcv.* make env; .*not torch"
     ) as raised:
@@ -162,3 +165,16 @@ def test_a_damaged_jpeg_among_pixels_is_named(with_pixels: Path, tmp_path: Path)
         file.write(bytes(size - size // 2))
     with pytest.raises(InputError, match=rf"train\.beton sample {index}: cannot be decoded"):
         ffcv_batches(spec_of(split), 0, RESOLUTION)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_steps_of_the_kernel_are_the_kernel(split: Split, training: bool) -> None:
+    """The steps that a profiler times one by one: bit for bit the batches of the loader."""
+    spec = spec_of(split, crop=CropPolicy(training=training))
+    stepped = loaders.create_timed("ffcv", spec)
+    for batch, wanted in zip(
+        copies(stepped.epoch(1, RESOLUTION, 2)), ffcv_batches(spec, 1, RESOLUTION, 2), strict=True
+    ):
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(batch, wanted, strict=True))
+    stepped.close()
+    stepped.close()

@@ -1,0 +1,158 @@
+"""FFCV's parts that it does not document, and what importing it changes. Written for FFCV 1.0.2, the last release.
+
+Import FFCV through this module only: the import itself needs care.
+
+While FFCV is imported:
+- `numba.typed.Dict`: FFCV makes a constant of two entries with it, which numba compiles: 3 to 5 s at every start. A
+  plain dict stands in for it. (`ffcv.memory_managers.base` imports the name too, and does not use it.)
+- `torch.set_num_threads`: the import sets it to 1. It is set back.
+
+Afterwards:
+- `Compiler.set_num_threads` sets torch's threads too, which slows a model on the CPU down to the loader's number; it is
+  replaced by one that sets numba's. `Compiler.num_threads` is what FFCV reads.
+- `Compiler.set_enabled`: FFCV compiles the functions that call the operations, again in each process: 0.5 s, for what
+  takes no time between calls of whole batches. It is off while a Loader is created.
+- `ffcv.loader.loader.OSCacheManager`: a Loader creates its memory manager itself. While one is created this name is
+  `MappedFile`, which sets `reader`, `ptrs`, `sizes` and `context` (`OSCacheContext`) as OSCacheManager does.
+- `ffcv._libffcv`: the extension, linked with the TurboJPEG that kernels call.
+- `Loader.next_epoch`: the number that the traversal order is asked for.
+- `EpochIterator`: the loading thread. Its `__next__` waits for ever when that thread has died, and its `close` does not
+  end it: hence `output_queue`, `iter_ixes`, `terminate_event`, and `Thread.is_alive`.
+"""
+
+import importlib.metadata
+import queue
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numba
+import numba.typed
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ._bus_errors import explain_bus_errors
+
+SUPPORTED = "1.0.2"
+
+
+def check_version(installed: str) -> None:
+    """Raises InputError where this is not the version that this module was written for."""
+    if installed != SUPPORTED:
+        raise InputError(f"--loader ffcv: FFCV {installed} is installed, {SUPPORTED} is supported; run `make env`")
+
+
+@contextmanager
+def _import_of_ffcv() -> Iterator[None]:
+    """Keeps FFCV from compiling a constant, and from changing torch's number of threads."""
+    torch_threads, typed_dict = torch.get_num_threads(), numba.typed.Dict
+    numba.typed.Dict = dict
+    try:
+        yield
+    finally:
+        numba.typed.Dict = typed_dict
+        torch.set_num_threads(torch_threads)
+
+
+check_version(importlib.metadata.version("ffcv"))
+with _import_of_ffcv():
+    import ffcv._libffcv
+    import ffcv.loader.loader
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.loader import Loader
+    from ffcv.loader.epoch_iterator import EpochIterator
+    from ffcv.memory_managers import OSCacheManager
+    from ffcv.memory_managers.os_cache import OSCacheContext
+    from ffcv.pipeline.allocation_query import AllocationQuery
+    from ffcv.pipeline.compiler import Compiler
+    from ffcv.pipeline.operation import Operation
+    from ffcv.pipeline.state import State
+    from ffcv.reader import Reader
+    from ffcv.traversal_order.base import TraversalOrder
+
+__all__ = [
+    "LIBRARY",
+    "AllocationQuery",
+    "EpochIterator",
+    "IntField",
+    "Loader",
+    "Operation",
+    "RGBImageField",
+    "State",
+    "TraversalOrder",
+    "begin_epoch",
+    "create_loader",
+    "results",
+    "stop",
+]
+
+LIBRARY: str = ffcv._libffcv.__file__
+"""The extension that is linked with TurboJPEG."""
+
+
+def _set_numba_threads(cls: type[Compiler], count: int) -> None:
+    cls.num_threads = min(max(count, 1), numba.config.NUMBA_NUM_THREADS)
+    numba.set_num_threads(cls.num_threads)
+
+
+Compiler.set_num_threads = classmethod(_set_numba_threads)
+
+
+class MappedFile(OSCacheManager):
+    """FFCV's memory-mapped file, without its tables of pages (seconds of Python for a million samples) and its
+    compiled reader, which nothing here needs: describing that reader's argument, FFCV turns numba's own type for
+    uint8 vectors into a read-only one, for every kernel in the process."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+        self.ptrs, self.sizes = (np.ascontiguousarray(reader.alloc_table[name]) for name in ("ptr", "size"))
+        self.context = OSCacheContext(self)
+        self.context.mmap = np.memmap(reader.file_name, np.uint8, mode="r")
+        explain_bus_errors(self.context.mmap, reader.file_name)
+
+    def compile_reader(self) -> None:
+        """Nothing reads through FFCV."""
+
+
+def create_loader(path: str, **options: Any) -> Loader:
+    """FFCV's Loader of a file, over a MappedFile, with operations that are called as they are."""
+    ffcv.loader.loader.OSCacheManager = MappedFile
+    Compiler.set_enabled(False)
+    try:
+        return Loader(path, os_cache=True, **options)
+    finally:
+        ffcv.loader.loader.OSCacheManager = OSCacheManager
+        Compiler.set_enabled(True)
+
+
+def begin_epoch(loader: Loader, epoch: int) -> EpochIterator:
+    """Start the loading thread of an epoch."""
+    loader.next_epoch = epoch
+    return iter(loader)
+
+
+def results(iterator: EpochIterator) -> Iterator[tuple[Any, ...]]:
+    """What the pipelines gave for each batch of an epoch."""
+    while True:
+        try:
+            slot_and_result = iterator.output_queue.get(timeout=1.0)
+        except queue.Empty:
+            if iterator.is_alive():
+                continue
+            raise RuntimeError("FFCV's loading thread died; its traceback is above") from None
+        if slot_and_result is None:
+            return
+        yield slot_and_result[1]
+
+
+def stop(iterator: EpochIterator) -> None:
+    """End the loading thread, wherever it is: preparing a batch, or waiting for room in the queue."""
+    iterator.iter_ixes = iter(())
+    iterator.terminate_event.set()
+    while iterator.is_alive():
+        try:
+            iterator.output_queue.get(timeout=0.01)
+        except queue.Empty:
+            continue
+    iterator.close()

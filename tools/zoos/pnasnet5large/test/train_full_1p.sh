@@ -1,0 +1,2 @@
+#!/bin/bash
+exec bash "$(dirname "${BASH_SOURCE[0]}")/../../run.sh" pnasnet5large train_full_1p "$@"

@@ -1,0 +1,72 @@
+"""The private parts of PyTorch's elastic launcher that Sluice uses. No other file names one.
+
+Written for PyTorch 2.14.1. tests/train/test_elastic_internals.py names each of them, so that a release that changes
+one fails there first.
+
+- `LocalElasticAgent._start_workers`: its end is the moment at which processes run; PyTorch has then installed signal
+  handlers that kill them 30 s after a signal, too early for a checkpoint.
+- `LocalElasticAgent._monitor_workers`: its result is where a failure is first known, before processes are restarted.
+- `LocalElasticAgent._worker_group`: the processes, to pass signals on to.
+- `LocalElasticAgent._remaining_restarts`: bad input must not be retried, nor a run restarted that was asked to stop.
+- The message of a `ProcessFailure`: a dictionary of this form, written by `record`, which nothing documents.
+- TORCHELASTIC_USE_AGENT_STORE: tells a process that its launcher holds the store.
+"""
+
+from typing import Any
+
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+AGENT_STORE_VARIABLE = "TORCHELASTIC_USE_AGENT_STORE"
+
+
+class ObservedAgent(LocalElasticAgent):
+    """PyTorch's agent, which starts, watches and restarts the processes of this machine; a subclass may act when they
+    have been started and when they have failed."""
+
+    def on_started(self) -> None:
+        """Called each time the processes have been started, when their IDs are not known yet."""
+
+    def on_failed(self, result: RunResult) -> None:
+        """Called when a process has failed, before the others are ended and all are restarted."""
+
+    @property
+    def process_ids(self) -> list[int]:
+        """The processes of this machine, known after `on_started`."""
+        return [worker.id for worker in self._worker_group.workers]
+
+    @property
+    def remaining_restarts(self) -> int:
+        """How often the processes may still be restarted."""
+        return self._remaining_restarts
+
+    def forbid_restarts(self) -> None:
+        """Let the next failure end the run."""
+        self._remaining_restarts = 0
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        started: dict[int, Any] = super()._start_workers(worker_group)
+        self.on_started()
+        return started
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        result: RunResult = super()._monitor_workers(worker_group)
+        if result.is_failed():
+            self.on_failed(result)
+        return result
+
+
+def has_recorded_error(failure: ProcessFailure) -> bool:
+    """Whether the process left its exception, by `record`."""
+    return isinstance(failure.message, dict)
+
+
+def recorded_message(failure: ProcessFailure) -> str:
+    """The exception that the process left: `TypeName: message`; without one, what PyTorch says about the failure."""
+    return failure.message["message"] if isinstance(failure.message, dict) else failure.message
+
+
+def recorded_traceback(failure: ProcessFailure) -> str:
+    """The traceback that the process left, ending in a newline; "" without one."""
+    return failure.message["extraInfo"]["py_callstack"] if isinstance(failure.message, dict) else ""

@@ -1,0 +1,28 @@
+"""Drawing loss and accuracy of runs: `python tools/plot_run.py --runs runs/a runs/b --picture ab.png`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import InputError
+from train.curves import plot_curves
+from train.metrics import read_metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlotSettings:
+    """Draw loss and top-1 accuracy of one or more runs."""
+
+    runs: tuple[Path, ...]
+    """Run directories."""
+    picture: Path = Path("curves.png")
+    """PNG to write."""
+
+
+def plot(settings: PlotSettings) -> dict[str, Any]:
+    """The command. Raises InputError for a directory without metrics."""
+    for run_dir in settings.runs:
+        if next(read_metrics(run_dir), None) is None:
+            raise InputError(f"--runs {run_dir}: has no metrics.jsonl of a run")
+    plot_curves(settings.runs, settings.picture)
+    return {"picture": str(settings.picture)}
