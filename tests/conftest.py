@@ -3,7 +3,6 @@
 They live for the whole session; tests that change files work on a copy.
 """
 
-import fcntl
 import shutil
 import signal
 from collections.abc import Iterator
@@ -26,22 +25,6 @@ def pytest_configure() -> None:
     What is ignored is inherited, a handler is not: the command finds the system's default."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@pytest.fixture(autouse=True)
-def _turn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """If pytest runs several tests at a time, those marked `alone` get the machine to themselves: each test holds a
-    lock, shared or exclusive. A second lock makes sure that whoever waits is next."""
-    if not hasattr(request.config, "workerinput"):
-        yield
-        return
-    shared = tmp_path_factory.getbasetemp().parent
-    with open(shared / "turn.lock", "w") as turn, open(shared / "machine.lock", "w") as machine:
-        fcntl.flock(turn, fcntl.LOCK_EX)
-        fcntl.flock(machine, fcntl.LOCK_EX if request.node.get_closest_marker("alone") else fcntl.LOCK_SH)
-        fcntl.flock(turn, fcntl.LOCK_UN)
-        yield
-        fcntl.flock(machine, fcntl.LOCK_UN)  # closing is not enough: forked processes may hold it too
 
 
 @pytest.fixture(scope="session")
@@ -73,9 +56,16 @@ def dataset_copy(dataset: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def s3() -> Iterator[str]:
-    """The address of a real S3 server. Its credentials are in the environment."""
-    with servers.credentials(), servers.s3_server() as url:
+def credentials() -> Iterator[None]:
+    """Those of the object stores, in the environment."""
+    with servers.credentials():
+        yield
+
+
+@pytest.fixture(scope="session")
+def s3(credentials: None) -> Iterator[str]:
+    """The address of a real S3 server."""
+    with servers.s3_server() as url:
         yield url
 
 
@@ -86,9 +76,9 @@ def s3_bucket(s3: str) -> str:
 
 
 @pytest.fixture
-def azure_container(tmp_path: Path) -> Iterator[str]:
+def azure_container(credentials: None, tmp_path: Path) -> Iterator[str]:
     """A new container of Azurite, as `az://NAME|ENDPOINT`. Skips the test where Azurite is missing."""
-    with servers.credentials(), servers.azure_server(tmp_path / "azurite") as url:
+    with servers.azure_server(tmp_path / "azurite") as url:
         yield servers.new_container(url)
 
 

@@ -3,15 +3,19 @@
 Written for PyTorch 2.14.1. tests/train/test_elastic_internals.py names each of them, so that a release that changes
 one fails there first.
 
-- `LocalElasticAgent._start_workers`: its end is the moment at which processes run; PyTorch has then installed signal
-  handlers that kill them 30 s after a signal, too early for a checkpoint.
+- `LocalElasticAgent._start_workers`: while it starts processes a signal must not interrupt it, which leaves some half
+  started; after it they run. PyTorch's signal handlers kill them 30 s after a signal, too early for a checkpoint.
+- TORCHELASTIC_SIGNALS_TO_HANDLE: the signals for which PyTorch installs these handlers, from PyTorch 2.8 on. Before,
+  the handlers stand while processes start.
 - `LocalElasticAgent._monitor_workers`: its result is where a failure is first known, before processes are restarted.
-- `LocalElasticAgent._worker_group`: the processes, to pass signals on to.
+- `LocalElasticAgent._pcontext`: the processes, to pass signals on to.
 - `LocalElasticAgent._remaining_restarts`: bad input must not be retried, nor a run restarted that was asked to stop.
 - The message of a `ProcessFailure`: a dictionary of this form, written by `record`, which nothing documents.
 - TORCHELASTIC_USE_AGENT_STORE: tells a process that its launcher holds the store.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup
@@ -19,22 +23,25 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 AGENT_STORE_VARIABLE = "TORCHELASTIC_USE_AGENT_STORE"
+SIGNALS_VARIABLE = "TORCHELASTIC_SIGNALS_TO_HANDLE"
 
 
 class ObservedAgent(LocalElasticAgent):
-    """PyTorch's agent, which starts, watches and restarts the processes of this machine; a subclass may act when they
-    have been started and when they have failed."""
+    """PyTorch's agent, which starts, watches and restarts the processes of this machine; a subclass may act while they
+    are started and when they have failed."""
 
-    def on_started(self) -> None:
-        """Called each time the processes have been started, when their IDs are not known yet."""
+    @contextlib.contextmanager
+    def starting(self) -> Iterator[None]:
+        """Entered each time before the processes are started, and left when they have been."""
+        yield
 
     def on_failed(self, result: RunResult) -> None:
         """Called when a process has failed, before the others are ended and all are restarted."""
 
     @property
     def process_ids(self) -> list[int]:
-        """The processes of this machine, known after `on_started`."""
-        return [worker.id for worker in self._worker_group.workers]
+        """The processes of this machine, known at the end of `starting`."""
+        return list(self._pcontext.pids().values()) if self._pcontext else []
 
     @property
     def remaining_restarts(self) -> int:
@@ -46,8 +53,8 @@ class ObservedAgent(LocalElasticAgent):
         self._remaining_restarts = 0
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
-        started: dict[int, Any] = super()._start_workers(worker_group)
-        self.on_started()
+        with self.starting():
+            started: dict[int, Any] = super()._start_workers(worker_group)
         return started
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:

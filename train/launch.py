@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -20,7 +20,13 @@ from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
 
 from pipeline.cli import EXIT_BAD_INPUT, EXIT_FAILURE, EXIT_INTERRUPTED
 from pipeline.errors import InputError, StorageError
-from train._elastic_internals import ObservedAgent, has_recorded_error, recorded_message, recorded_traceback
+from train._elastic_internals import (
+    SIGNALS_VARIABLE,
+    ObservedAgent,
+    has_recorded_error,
+    recorded_message,
+    recorded_traceback,
+)
 from train.config import TrainConfig
 from train.failures import explanation, first_line, probably_out_of_memory
 from train.rendezvous import LOOPBACK, Machines, generate_token, refuse_own_name_for_loopback
@@ -84,13 +90,22 @@ class Agent(ObservedAgent):
         """Whether a signal to stop was passed on."""
         return bool(self._passed_on)
 
-    def on_started(self) -> None:
-        """Take over the signals to stop: PyTorch's handlers kill the processes after 30 s. Ignored signals, for which
-        PyTorch has installed handlers too, stay ignored."""
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._pass_on)
+    @contextlib.contextmanager
+    def starting(self) -> Iterator[None]:
+        """Note the signals meanwhile: what a handler raises would leave a process half started, which fails with a
+        traceback. Then take over those to stop; ignored signals, for which PyTorch may have installed handlers, stay
+        ignored."""
+        noted: list[int] = []
+        for number in _HANDLED:
+            if number not in self._ignored:
+                signal.signal(number, lambda number, _: noted.append(number))
+        yield
+        for number in _HANDLED:
+            signal.signal(number, self._pass_on if number in STOP_SIGNALS else _end)
         for number in self._ignored:
             signal.signal(number, signal.SIG_IGN)
+        for missed in dict.fromkeys(noted):
+            signal.raise_signal(missed)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         """Signal the processes. A second Ctrl-C ends everything at once."""
@@ -114,6 +129,11 @@ class Agent(ObservedAgent):
             log.error("restarting from the last checkpoint; %d restarts left", self.remaining_restarts - 1)
 
 
+def _end(number: int, frame: FrameType | None) -> None:
+    """End the processes: the agent does when this is raised."""
+    raise SignalException("the launcher received it", sigval=signal.Signals(number))
+
+
 def _ignored() -> list[signal.Signals]:
     return [number for number in _HANDLED if signal.getsignal(number) is signal.SIG_IGN]
 
@@ -128,6 +148,7 @@ def launch(config: TrainConfig, entry: Callable[..., Any] | str, *arguments: Any
     cores = len(os.sched_getaffinity(0))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // config.nproc)))
     os.environ[LAUNCHER_VARIABLE] = str(os.getpid())
+    os.environ[SIGNALS_VARIABLE] = ""  # the agent handles them
     os.environ[IGNORED_VARIABLE] = " ".join(str(int(number)) for number in _ignored())
     # PyTorch would print a report of every rank; the agent reports the first failure.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
@@ -194,13 +215,14 @@ def _agent(
 
 def first_failure(failures: Mapping[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
     """The rank that failed first, and how. The others fail because they lose their connection to it, or are ended."""
+    ended = (-signal.SIGTERM, 128 + signal.SIGTERM)  # by the launcher, once another had failed
 
     def order(item: tuple[int, ProcessFailure]) -> tuple[bool, bool, float]:
         failure = item[1]
         error_file = Path(failure.error_file)
         # A killed process leaves no file: it is noticed at most a second later, and its time is in whole seconds.
         when = error_file.stat().st_mtime if error_file.is_file() else failure.timestamp - 2
-        return failure.exitcode != EXIT_BAD_INPUT, failure.exitcode == -signal.SIGTERM, when
+        return failure.exitcode != EXIT_BAD_INPUT, failure.exitcode in ended, when
 
     return min(failures.items(), key=order)
 

@@ -118,6 +118,7 @@ class _Trackio:
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for the result
             import trackio
 
+            self._finish = trackio.finish
             self._run = trackio.init(
                 project=os.environ.get("TRACKIO_PROJECT", PROJECT),
                 name=f"{run_dir.name}-{_number(run_dir)}",
@@ -132,7 +133,7 @@ class _Trackio:
 
     def close(self) -> None:
         with contextlib.redirect_stdout(sys.stderr):
-            self._run.finish()
+            self._finish()  # not the run's own method, after which trackio finishes it once more, and says so, at exit
 
 
 def _number(run_dir: Path) -> str:

@@ -82,6 +82,7 @@ def _start(
 ) -> BaseProcess:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.helpers.warm"])
+    environment = {**os.environ, **environment}  # the process that forks has what stood there when it was started
     process = context.Process(target=_train, args=([*map(str, arguments)], log, accident, environment))
     with pytest.MonkeyPatch.context() as patch:
         # The process that forks does not inherit sys.path.
@@ -102,6 +103,7 @@ def _exit_codes(processes: Sequence[BaseProcess], log: Path) -> list[int]:
 
 def _train(arguments: list[str], log: Path, accident: Accident | None, environment: dict[str, str]) -> None:
     os.setpgrp()
+    os.environ.clear()
     os.environ.update(environment)
     multiprocessing.set_start_method("fork", force=True)  # for the loaders' workers, as in a process that a user starts
     with log.open("a") as file:

@@ -1,6 +1,7 @@
 """train/run.py as a script, in processes of its own."""
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -32,7 +33,13 @@ def start(
     """Start train/run.py; its output goes to pipes."""
     words = [*launcher, str(ROOT / "train" / "run.py"), *map(str, arguments)]
     variables = {**os.environ, "PYTHONFAULTHANDLER": "1", **(environment or {})}
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=variables)
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=variables
+    )
+    assert process.stderr is not None
+    # A run stands still where nobody reads what it prints; this is for 10,000 lines instead of 700.
+    fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, 1 << 20)
+    return process
 
 
 def finish(process: subprocess.Popen[str], timeout: float = 120) -> subprocess.CompletedProcess[str]:

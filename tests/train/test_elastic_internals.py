@@ -1,5 +1,6 @@
 """The private parts of PyTorch's launcher: where a release changes one, this fails first."""
 
+import contextlib
 import inspect
 import signal
 import sys
@@ -36,7 +37,9 @@ class Observer(ObservedAgent):
         self.starts = 0
         self.failed: list[tuple[list[int], RunResult]] = []
 
-    def on_started(self) -> None:
+    @contextlib.contextmanager
+    def starting(self) -> Iterator[None]:
+        yield
         self.starts += 1
 
     def on_failed(self, result: RunResult) -> None:
@@ -70,7 +73,7 @@ def test_every_private_attribute_exists(agent: Observer) -> None:
     for name in ("_start_workers", "_monitor_workers"):
         parameters = list(inspect.signature(getattr(LocalElasticAgent, name)).parameters)
         assert parameters == ["self", "worker_group"], f"{name} of PyTorch {torch.__version__}"
-    assert vars(agent).keys() >= {"_worker_group", "_remaining_restarts"}, f"PyTorch {torch.__version__}"
+    assert vars(agent).keys() >= {"_pcontext", "_remaining_restarts"}, f"PyTorch {torch.__version__}"
 
 
 def test_a_failure_is_observed_with_its_recorded_error_and_restarts_can_be_forbidden(agent: Observer) -> None:

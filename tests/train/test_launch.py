@@ -11,9 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from tests.helpers.processes import Accident, free_port, run_ranks
+from tests.helpers.processes import KILLED, Accident, free_port, run_ranks
 from tests.helpers.scripts import ROOT, SMALL, finish, ranks_of, result_of, start, wait_until, weights
+from train.launch import first_failure
 
 FAULTY_RANK_1 = """
 import os
@@ -108,6 +110,18 @@ def test_the_first_failing_rank_is_shown_once(dataset: Path, tmp_path: Path, fun
     assert done.stderr.count("Traceback") == 1
     assert done.stderr.endswith("rank 1 failed: RuntimeError: a fault on purpose\n")
     assert "sitecustomize.py" in done.stderr  # the traceback names the place of the fault
+
+
+@pytest.mark.parametrize("exit_code", [-signal.SIGTERM, 128 + signal.SIGTERM])
+def test_a_rank_that_the_launcher_ended_did_not_fail_first(exit_code: int, tmp_path: Path) -> None:
+    """It leaves no error file, as a killed one; both may end within a second."""
+    error_file = tmp_path / "error.json"
+    error_file.write_text('{"message": {"message": "ValueError: on purpose", "extraInfo": {"timestamp": "1"}}}')
+    ended = ProcessFailure(local_rank=0, pid=1, exitcode=exit_code, error_file=str(tmp_path / "none"))
+    failed = ProcessFailure(local_rank=1, pid=2, exitcode=1, error_file=str(error_file))
+    assert first_failure({0: ended, 1: failed}) == (1, failed)
+    killed = ProcessFailure(local_rank=2, pid=3, exitcode=KILLED, error_file=str(tmp_path / "none"))
+    assert first_failure({0: ended, 1: failed, 2: killed}) == (2, killed)
 
 
 def test_no_process_outlives_a_killed_launcher(
