@@ -1,14 +1,16 @@
 """Tar archives read in place: where each member's bytes are. Nothing is unpacked."""
 
-import os
+import io
 import tarfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from ..errors import InputError
 from ..pixels.formats import is_image_name
-from ..storage.files import regular
+from ..storage.reading import open_to_read, read_at, status_of
+from ..storage.remote.paths import RemotePath, read_range
 
 _LARGEST = 1 << 24  # bytes: of a header (a long name, or metadata of a member), and of zeros after the last member
 
@@ -22,6 +24,19 @@ class Member(NamedTuple):
     modified: int  # ns: modification time of the outermost archive
 
 
+@dataclass(frozen=True)
+class RemoteArchive:
+    """An archive in a bucket, from which images are read. `list_members` says where they are."""
+
+    path: RemotePath
+    largest: int = 0
+    read_whole: bool = False
+
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        """A member's bytes. Raises InputError, also if the object has changed, and StorageError."""
+        return read_range(self.path, size, offset)
+
+
 def list_members(path: Path, inner: Member | None = None) -> Iterator[Member]:
     """The regular files of an uncompressed archive, or of the archive that is its member `inner`, in order.
 
@@ -29,12 +44,18 @@ def list_members(path: Path, inner: Member | None = None) -> Iterator[Member]:
     """
     name = f"{path}: {inner.name}" if inner else str(path)
     try:
-        with open(path, "rb", buffering=0, opener=regular) as file:
-            status = os.fstat(file.fileno())
-            start, size = (inner.offset, inner.size) if inner else (0, status.st_size)
-            yield from _members(_Section(file, start, size), name, status.st_mtime_ns)
+        with open_to_read(path) as file:
+            yield from members_in(file, path, inner)
     except OSError as error:
         raise InputError(f"{name}: cannot be read ({error.strerror or error})") from None
+
+
+def members_in(file: io.RawIOBase, path: Path, inner: Member | None = None) -> Iterator[Member]:
+    """`list_members` of a file from `open_to_read`. Raises OSError too."""
+    name = f"{path}: {inner.name}" if inner else str(path)
+    status = status_of(file)
+    start, size = (inner.offset, inner.size) if inner else (0, status.st_size)
+    yield from _members(_Section(file, start, size), name, status.st_mtime_ns)
 
 
 def _members(section: "_Section", name: str, modified: int) -> Iterator[Member]:
@@ -78,7 +99,7 @@ def _check_end(section: "_Section", end: int, name: str) -> None:
 class _Section:
     """A range of a file, as a file for tarfile."""
 
-    def __init__(self, file: "BinaryIO", start: int, size: int) -> None:
+    def __init__(self, file: io.RawIOBase, start: int, size: int) -> None:
         self._file, self.start, self.size, self._at = file, start, size, 0
 
     def tell(self) -> int:
@@ -91,7 +112,6 @@ class _Section:
     def read(self, count: int) -> bytes:
         if count > _LARGEST:
             raise ValueError(f"a header of {count} bytes")
-        self._file.seek(self.start + self._at)
-        data = self._file.read(max(0, min(count, self.size - self._at)))
+        data = read_at(self._file, max(0, min(count, self.size - self._at)), self.start + self._at)
         self._at += len(data)
         return data

@@ -23,6 +23,9 @@ from ..storage.beton import head_bytes
 from ..storage.files import complete_or_absent
 from ..storage.manifest import MANIFEST
 from ..storage.remote.address import address_of
+from ..storage.remote.paths import listed_below, traffic
+from ..storage.remote.settings import Access
+from ..storage.remote.traffic import fetched_in_words
 from .estimate import Estimate, Sample, estimate, sample_images
 from .finding import SPLITS, Source, SourceFlags, open_source
 from .finishing import FINISHING, finish, finished_counts
@@ -77,10 +80,29 @@ def convert_into_bucket(local: ConvertSettings, address: str) -> dict[str, Any]:
 def find_source(settings: ConvertSettings) -> Source:
     """List the images of the source, and their classes."""
     splits = tuple(split for split in SPLITS if split in settings.splits)
-    flags = SourceFlags(settings.src, splits, settings.val_labels, settings.classes, settings.seed)
-    source = open_source(flags)
+    access = Access(settings.endpoint_url, settings.io_timeout)
+    with _traffic_logged("list of images"):
+        src = tuple(located(path, access) for path in settings.src)
+        labels = located(settings.val_labels, access) if settings.val_labels else None
+        source = open_source(SourceFlags(src, splits, labels, settings.classes, settings.seed))
     check_outside(settings.dst, source)
     return source
+
+
+def located(path: Path, access: Access) -> Path:
+    """A path of the source; if it is an address, what is there is listed. Raises InputError and StorageError."""
+    address = address_of(path)
+    return listed_below(address, access) if address else path
+
+
+@contextlib.contextmanager
+def _traffic_logged(what: str) -> Iterator[None]:
+    """Say what the block fetches of a source in a bucket."""
+    began = time.monotonic()
+    traffic.take()
+    yield
+    if (counts := traffic.take())["bytes"]:
+        log.info("%s: %s", what, fetched_in_words(counts, time.monotonic() - began))
 
 
 def only_estimate(workspace: Workspace, settings: ConvertSettings, source: Source) -> dict[str, Any]:
@@ -92,7 +114,8 @@ def only_estimate(workspace: Workspace, settings: ConvertSettings, source: Sourc
 
 def sample_splits(settings: ConvertSettings, source: Source) -> dict[str, Sample]:
     """A sample of each split."""
-    return {split: sample_images(images, settings) for split, images in source.splits.items()}
+    with _traffic_logged("sample"):
+        return {split: sample_images(images, settings) for split, images in source.splits.items()}
 
 
 def estimated(
@@ -163,7 +186,8 @@ def write_part(workspace: Workspace, settings: ConvertSettings, source: Source, 
     for split in source.splits:
         if plan.shards_of(part, split):
             share = share_of(split, settings, source, plan)
-            with contextlib.closing(ConversionProgress(split, sum(shard.num_images for shard in share.shards))) as bar:
+            total = sum(shard.num_images for shard in share.shards)
+            with _traffic_logged(split), contextlib.closing(ConversionProgress(split, total)) as bar:
                 bad += write_share(workspace, share, bar)
     bad_list = workspace.folder / (f"{part.name}-{BAD_LIST}" if settings.part else BAD_LIST)
     refuse_bad_images(bad_list, bad, sum(shard.num_images for shard in plan.shards_of(part)))

@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,8 @@ from ..pixels.formats import BadImage
 from ..sizes import size_in_words
 from ..storage.beton import ALLOCATION, head_bytes
 from ..storage.shards import INDEX_ENTRY, stored_size
-from ..threads import in_order
 from .images import Handling, prepare
-from .listing import Images
+from .listing import Images, each_image
 from .settings import ConvertSettings
 from .work import ConversionPlan, Shard
 
@@ -44,14 +44,13 @@ class Sample:
 def sample_images(images: Images, settings: ConvertSettings) -> Sample:
     """Read and prepare a few images at fixed positions of a split."""
     chosen = _positions(images)
-    handling, hashes = settings.handling(_LARGEST_IMAGE), len({*settings.format})
-    _stored(images, chosen[0], handling)  # compiles what is needed
-    for number in {int(images.container[index]): index for index in chosen}.values() if images.read_whole else ():
-        _stored(images, number, handling)  # decompresses all images of its container
+    prepared, hashes = partial(_stored, settings.handling(_LARGEST_IMAGE)), len({*settings.format})
+    once = {int(images.container[index]): index for index in chosen}.values() if images.read_whole else ()
+    for _ in each_image(prepared, images, [chosen[0], *once], 1):  # compiles, and decompresses whole containers
+        pass
     before = after = 0
     began = time.monotonic()
-    prepared = in_order(lambda index: _stored(images, index, handling), chosen, settings.workers)
-    for index, data in zip(chosen, prepared, strict=True):
+    for index, data in zip(chosen, each_image(prepared, images, chosen, settings.workers), strict=True):
         for _ in range(hashes):
             hashlib.sha256(data)
         if data:
@@ -69,10 +68,12 @@ def _positions(images: Images) -> list[int]:
     return sorted(at for number in few for at in np.flatnonzero(images.container == number)[:each].tolist())
 
 
-def _stored(images: Images, index: int, handling: Handling) -> bytes:
+def _stored(handling: Handling, index: int, data: bytes | BadImage) -> bytes:
     """An image as it will be stored; nothing of a bad one."""
+    if isinstance(data, BadImage):
+        return b""
     try:
-        return prepare(images.read(index), index, handling).data
+        return prepare(data, index, handling).data
     except BadImage:
         return b""
 

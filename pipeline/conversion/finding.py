@@ -35,6 +35,8 @@ from ..storage.folder import (
 )
 from ..storage.foreign import COMPRESSED, ZIP, foreign_files, how_to_unpack, kind_of_file
 from ..storage.manifest import MANIFEST, Manifest
+from ..storage.reading import each
+from ..storage.remote.paths import RemotePath
 from ..storage.shard_info import shards_in_info
 from .archives import Member, list_members
 from .classes import check_one_class_each, classify, join_labels
@@ -136,7 +138,7 @@ def _check_splits(flags: SourceFlags, listings: dict[str, Listing]) -> None:
     """Raises InputError if a split that was asked for is missing."""
     if not listings or ("train" in flags.splits and "train" not in listings):
         missing = "train" if "train" in flags.splits else "val"
-        for path in filter(Path.is_dir, flags.paths):
+        for path in (path for path in flags.paths if path.is_dir()):
             if packed := next((file for file, kind in foreign_files(path).items() if kind == COMPRESSED), None):
                 raise _compressed(flags.src, packed)
         raise InputError(
@@ -299,7 +301,7 @@ def _kaggle_roots(path: Path) -> list[Path]:
 
 def _archives_in(folder: Path) -> list[Path]:
     """The archives directly in a folder, without hidden ones."""
-    archives = (path for suffix in ("tar", "zip") for path in folder.glob(f"*.{suffix}"))
+    archives = [path for path in folder.iterdir() if path.suffix in (".tar", ".zip")] if folder.is_dir() else []
     return sorted(path for path in archives if not path.name.startswith(".") and not path.is_dir())
 
 
@@ -329,6 +331,11 @@ def _check_unpacked(folder: Path, tars: list[Path]) -> None:
 
 def _in_folders(made: SplitFolders, split: str, known: Iterable[str]) -> Listing:
     """The folders of a split: `train/` in class folders, `val/` in class folders or flat."""
+    if isinstance(made.folders[0], RemotePath):
+        raise InputError(
+            f"{made}: loose images in a bucket are not converted, only archives, WebDataset shards, Parquet files, "
+            f"TFRecords and FFCV's files; pack each folder into a tar, or copy the images to this machine"
+        )
     if made.remark:
         log.warning("%s", made.remark)
     passed_over: PassedOver = Counter()
@@ -349,7 +356,8 @@ def _in_folders(made: SplitFolders, split: str, known: Iterable[str]) -> Listing
 
 def _in_files(files: list[Path], split: str, known: Iterable[str]) -> Listing:
     """Archives, or files of another format. Raises InputError if they differ in kind."""
-    kinds = {kind if (kind := kind_of_file(file)) in SOURCES else ARCHIVES: file for file in reversed(files)}
+    found = zip(each(kind_of_file, files), files, strict=True)
+    kinds = {kind if kind in SOURCES else ARCHIVES: file for kind, file in reversed([*found])}
     if len(kinds) > 1:
         first, other = sorted(kinds.values())[:2]
         raise InputError(f"{first}: of another kind than {other}; convert them one by one")
@@ -397,7 +405,7 @@ def _in_folders_of_archives(tars: list[Path], split: str, only: str | None) -> L
 
 def _common_kind(tars: list[Path]) -> str:
     """What archives hold. Raises InputError if they differ in kind."""
-    kinds = {_kind_of(tar): tar for tar in reversed(tars)}
+    kinds = dict(reversed([*zip(each(_kind_of, tars), tars, strict=True)]))
     if len(kinds) > 1:
         (kind, tar), (other_kind, other) = sorted(kinds.items(), key=lambda pair: pair[1])[:2]
         raise InputError(f"{tar}: holds {kind}, and {other} {other_kind}; convert them one by one")
@@ -485,7 +493,7 @@ def _find_labels(paths: tuple[Path, ...], listing: Listing) -> Path | None:
     if labels_file := next(iter([*given, *nearby, *packed]), None):
         return labels_file
     names = [listing.images.where(index) for index in range(len(listing.images))]
-    return find_labels_by_content(filter(Path.is_dir, folders), names)
+    return find_labels_by_content((folder for folder in folders if folder.is_dir()), names)
 
 
 def _archives_of(paths: tuple[Path, ...]) -> list[Path]:

@@ -4,20 +4,20 @@ Labels are joined to images by file name or by the number in it, never by the po
 cannot shift them.
 """
 
+import contextlib
 import csv
 import gzip
 import io
-import os
 import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from ..errors import InputError
+from ..errors import InputError, StorageError
 from ..storage.classes import is_wnid
-from ..storage.files import regular
 from ..storage.foreign import ZIP, kind_of_file
+from ..storage.reading import open_to_read, read_at
 from .archives import list_members
 from .matlab import read_structs
 from .zips import read_zipped
@@ -89,8 +89,8 @@ def _read(flag: str, path: Path) -> bytes:
         if archive := next((above for above in path.parents if above.is_file()), None):
             data = _packed(archive, str(path.relative_to(archive)))
         else:
-            with open(path, "rb", opener=regular) as file:
-                data = file.read(_LARGEST + 1)
+            with open_to_read(path) as file:
+                data = read_at(file, _LARGEST + 1, 0)
     except OSError as error:
         raise InputError(f"{flag}: cannot be read ({error.strerror})") from None
     if len(data) > _LARGEST:
@@ -104,8 +104,8 @@ def _packed(archive: Path, name: str) -> bytes:
         return read_zipped(archive, name, _LARGEST + 1)
     for member in list_members(archive):
         if str(PurePosixPath(member.name)) == name:
-            with open(archive, "rb", buffering=0) as file:
-                return os.pread(file.fileno(), min(member.size, _LARGEST + 1), member.offset)
+            with open_to_read(archive) as file:
+                return read_at(file, min(member.size, _LARGEST + 1), member.offset)
     raise InputError(f"{archive}: has no file {name}")
 
 
@@ -204,6 +204,8 @@ def _devkit_files(flag: str, devkit: Path) -> dict[str, bytes]:
                     files[name] = stream.read()
                 if len(files) == 2:
                     break
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{flag}: cannot be read ({error.strerror or error})") from None
     except Exception as error:  # damaged data makes tarfile raise exceptions of any type
@@ -214,10 +216,10 @@ def _devkit_files(flag: str, devkit: Path) -> dict[str, bytes]:
 
 def _unpacked(devkit: Path) -> bytes:
     """The first bytes of an archive, unpacked: a stranger's may go on for ever."""
-    with open(devkit, "rb", opener=regular) as file:
-        is_packed = file.read(2) == b"\x1f\x8b"
-        file.seek(0)
-        return gzip.GzipFile(fileobj=file).read(_LARGEST) if is_packed else file.read(_LARGEST)
+    with open_to_read(devkit) as file:
+        packed = read_at(file, _LARGEST, 0)
+    is_packed = packed.startswith(b"\x1f\x8b")
+    return gzip.GzipFile(fileobj=io.BytesIO(packed)).read(_LARGEST) if is_packed else packed
 
 
 def _synset_wnids(flag: str, meta: bytes) -> dict[float, str]:
@@ -288,19 +290,20 @@ def find_labels_by_content(folders: Iterable[Path], names: Sequence[str]) -> Pat
 
 def _label_candidates(folder: Path) -> list[Path]:
     """The readable files in a folder that may have labels, judged by their beginning."""
-    if not os.access(folder, os.R_OK | os.X_OK):  # what lies next to a source may not be ours
-        return []
-    with os.scandir(folder) as entries:
-        files = [Path(entry.path) for entry in entries if entry.is_file() and not entry.name.startswith(".")]
-    return [path for path in sorted(files) if path.suffix.lower() in _LABEL_SUFFIXES and _may_label(path)]
+    with contextlib.suppress(PermissionError):  # what lies next to a source may not be ours
+        named = [path for path in folder.iterdir() if path.suffix.lower() in _LABEL_SUFFIXES]
+        files = [path for path in named if path.is_file() and not path.name.startswith(".")]
+        return [path for path in sorted(files) if _may_label(path)]
+    return []
 
 
 def _may_label(path: Path) -> bool:
     """Whether a file mentions a wnid at its beginning, or begins with an image and its class index."""
-    if not os.access(path, os.R_OK):
+    try:
+        with open_to_read(path) as file:
+            start = read_at(file, _WNIDS_BEGIN, 0)
+    except PermissionError:
         return False
-    with open(path, "rb", buffering=0) as file:
-        start = file.read(_WNIDS_BEGIN)
     first_line = start.partition(b"\n")[0].decode("utf-8-sig", "replace").strip()
     return re.search(rb"n\d{8}", start) is not None or _INDEX_ROW.fullmatch(first_line) is not None
 
@@ -313,6 +316,8 @@ def _matching_labels(path: Path, names: Sequence[str]) -> list[str | int] | None
         if isinstance(next(iter(labels)), int) and len(wnids) > 1 and wnids == sorted({*wnids}):
             return None
         return label_images(names, labels, path)
+    except StorageError:
+        raise
     except InputError:
         return None
 

@@ -3,17 +3,19 @@
 Nothing is unpacked: an image is a file, a range of bytes in an archive, or what a container takes out of itself.
 """
 
+import contextlib
+import io
 import json
 import os
 import re
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +37,10 @@ from ..storage.folder import (
 )
 from ..storage.foreign import ZIP, kind_of_file
 from ..storage.names import Names
-from .archives import Member, list_members
+from ..storage.reading import REQUESTS, open_to_read, read_at
+from ..storage.remote.paths import RemotePath
+from ..threads import in_order
+from .archives import Member, RemoteArchive, list_members, members_in
 from .containers import Container
 from .labels import image_stem, wnid_in_name
 from .zips import ZipArchive, list_zip_members
@@ -52,6 +57,8 @@ _SAMPLE_FILE = re.compile(r"(?!__[^/]*__(?:/|$))((?:.*/)?[^./]+)(\.[^/]*)", re.D
 _WORD = re.compile(r"[\w-]+")
 _LABEL_TEXTS = {".cls": re.compile(r"[^\0-\x1f]{1,100}")}  # any class name; a text in another file may be a caption
 _OWN_KEY = re.compile(r"^\d{6}_\d{6}_(?=.)")  # what our shards put before the original name
+
+Result = TypeVar("Result")
 
 Label = str | int | None
 """A wnid, a class index, or None if the source does not say."""
@@ -117,6 +124,12 @@ class Images:
         return data
 
     @property
+    def is_remote(self) -> bool:
+        """Whether an image is read from a bucket."""
+        paths = [container if isinstance(container, Path) else container.path for container in self.containers]
+        return any(isinstance(path, RemotePath) for path in paths)
+
+    @property
     def largest(self) -> int:
         """The bytes of the largest image, as far as is known."""
         bounds = [container.largest for container in self.containers if not isinstance(container, Path)]
@@ -138,6 +151,26 @@ class Images:
             modified=self.modified[positions],
             labels=self.labels[positions],
         )
+
+
+def each_image(
+    function: Callable[[int, bytes | BadImage], Result], images: Images, positions: Iterable[int], workers: int
+) -> Generator[Result, None, None]:
+    """Apply `function` to index and bytes of images in threads; results come in order. An image that its container
+    finds damaged comes as a BadImage. Raises InputError as `Images.read`."""
+
+    def read(index: int) -> tuple[int, bytes | BadImage]:
+        try:
+            return index, images.read(index)
+        except BadImage as bad:
+            return index, bad
+
+    if not images.is_remote:
+        yield from in_order(lambda index: function(*read(index)), positions, workers)
+        return
+    # More threads than have something to compute wait for a bucket's answers.
+    with contextlib.closing(in_order(read, positions, REQUESTS, ahead=2 * REQUESTS)) as contents:
+        yield from in_order(lambda content: function(*content), contents, workers)
 
 
 @dataclass(frozen=True)
@@ -260,6 +293,13 @@ def members_of(path: Path) -> Iterator[Member]:
     return list_zip_members(path) if is_zip(path) else list_members(path)
 
 
+def archive_of(path: Path) -> Path | Container:
+    """What an archive's images are read from."""
+    if is_zip(path):
+        return ZipArchive(path)
+    return RemoteArchive(path) if isinstance(path, RemotePath) else path
+
+
 def range_of(files: Sequence[Path]) -> str:
     """Sorted files, for messages."""
     return str(files[0]) if len(files) == 1 else f"{files[0]} to {files[-1].name}"
@@ -291,14 +331,14 @@ def _start_of(archive: Path | Container, member: Member) -> bytes:
             return archive.read(member.name, member.offset, member.size)[:SIGNATURE_BYTES]
         except BadImage:
             return b""
-    with open(archive, "rb", buffering=0) as file:
-        return os.pread(file.fileno(), min(member.size, SIGNATURE_BYTES), member.offset)
+    with open_to_read(archive) as file:
+        return read_at(file, min(member.size, SIGNATURE_BYTES), member.offset)
 
 
 def images_in_archives(tars: Iterable[Path], split: str | None, passed_over: PassedOver) -> Iterator[ListedImage]:
     """The images of archives, of one split if the archives hold several; `label_by_folders` says their classes."""
     for tar in tars:
-        archive = ZipArchive(tar) if is_zip(tar) else tar
+        archive = archive_of(tar)
         members = (member for member in members_of(tar) if split in (None, split_in_path(member.name)))
         for member in image_members(archive, members, passed_over):
             yield ListedImage(archive, member, None)
@@ -370,10 +410,10 @@ def images_in_class_archive(tar: Path, inner: Member | None, passed_over: Passed
         raise InputError(
             f"{tar}: {inner.name} in it is not named after a class (nXXXXXXXX.tar); unpack it into class folders"
         )
-    empty = True
-    for member in image_members(tar, list_members(tar, inner), passed_over):
+    empty, archive = True, archive_of(tar)
+    for member in image_members(archive, list_members(tar, inner), passed_over):
         empty = False
-        yield ListedImage(tar, member._replace(name=f"{wnid}/{member.name}") if inner else member, wnid)
+        yield ListedImage(archive, member._replace(name=f"{wnid}/{member.name}") if inner else member, wnid)
     if empty:
         raise InputError(f"{tar}: no images in {inner.name if inner else 'it'}")
 
@@ -390,18 +430,20 @@ def has_samples(members: Iterable[Member]) -> bool:
 
 def images_in_shard(tar: Path, passed_over: PassedOver) -> Iterator[ListedImage]:
     """The image and the label of each WebDataset sample. Raises InputError for a sample that lacks one of them."""
-    for key, files in _samples(tar, passed_over):
-        images = [member for suffix, member in files.items() if is_image_name(f"x{suffix}")]
-        if len(images) != 1:
-            raise InputError(f"{tar}: sample {key} has {len(images)} images, not one")
-        yield ListedImage(tar, images[0], _sample_label(tar, key, files))
+    archive = archive_of(tar)
+    with open_to_read(tar) as file:
+        for key, files in _samples(file, tar, passed_over):
+            images = [member for suffix, member in files.items() if is_image_name(f"x{suffix}")]
+            if len(images) != 1:
+                raise InputError(f"{tar}: sample {key} has {len(images)} images, not one")
+            yield ListedImage(archive, images[0], _sample_label(file, tar, key, files))
 
 
-def _samples(tar: Path, passed_over: PassedOver) -> Iterator[tuple[str, dict[str, Member]]]:
+def _samples(file: io.RawIOBase, tar: Path, passed_over: PassedOver) -> Iterator[tuple[str, dict[str, Member]]]:
     """Key and files by extension of each sample, grouped as the webdataset library does: consecutive files whose names
     agree up to the first dot."""
     key, files = "", dict[str, Member]()
-    for member in list_members(tar):
+    for member in members_in(file, tar):
         match = _SAMPLE_FILE.fullmatch(member.name)
         if match is None:
             passed_over[kind_of(PurePosixPath(member.name).name)] += 1
@@ -417,15 +459,14 @@ def _samples(tar: Path, passed_over: PassedOver) -> Iterator[tuple[str, dict[str
         yield key, files
 
 
-def _sample_label(tar: Path, key: str, files: dict[str, Member]) -> Label:
+def _sample_label(file: io.RawIOBase, tar: Path, key: str, files: dict[str, Member]) -> Label:
     """The class of a sample: an index or a wnid in its `.cls`, `.json` or `.txt`. Raises InputError without one."""
     for suffix in _LABEL_FILES:
         if (member := files.get(suffix)) is None:
             continue
         if member.size > _LARGEST_LABEL_FILE:
             raise InputError(f"{tar}: {member.name} is too large for a label")
-        with open(tar, "rb", buffering=0) as file:
-            text = os.pread(file.fileno(), member.size, member.offset).decode("utf-8", "replace").strip()
+        text = read_at(file, member.size, member.offset).decode("utf-8", "replace").strip()
         label = _json_label(text) if suffix == ".json" else text
         if isinstance(label, str) and label.isdecimal():
             label = int(label) if len(label.lstrip("0")) <= len(str(_LARGEST_CLASS_INDEX)) else -1

@@ -6,9 +6,11 @@ The plan depends on the source and the flags alone, so every machine of a conver
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from ..storage.beton import page_size_for
+from ..storage.remote.address import address_of
 from ..storage.shards import stored_size
 from .estimate import Sample
 from .finding import Source
@@ -62,10 +64,15 @@ def byte_arguments(settings: ConvertSettings) -> dict[str, Any]:
 def source_paths(settings: ConvertSettings) -> dict[str, Any]:
     """The flags that say where the source is, which may be another place on each machine."""
     return {
-        "src": [str(path.resolve()) for path in settings.src],
-        "val_labels": str(settings.val_labels.resolve()) if settings.val_labels else None,
-        "classes": str(settings.classes.resolve()) if settings.classes else None,
+        "src": [_place(path) for path in settings.src],
+        "val_labels": _place(settings.val_labels) if settings.val_labels else None,
+        "classes": _place(settings.classes) if settings.classes else None,
     }
+
+
+def _place(path: Path) -> str:
+    """An address as it is, a path from the root."""
+    return address_of(path) or str(path.resolve())
 
 
 def plan_shards(split: str, images: Images, shard_bytes: int, growth: float) -> list[Shard]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from ..sizes import parse_bytes
-from ..storage.remote.address import BUCKETS
+from ..storage.remote.address import BUCKETS, SCHEMES
 from .images import Handling, Subsampling
 from .work import Part
 
@@ -16,7 +16,7 @@ from .work import Part
 class ConvertSettings:
     """Convert ImageNet to WebDataset shards and FFCV .beton files."""
 
-    ADDRESSES: ClassVar[dict[str, tuple[str, ...]]] = {"dst": BUCKETS}
+    ADDRESSES: ClassVar[dict[str, tuple[str, ...]]] = {"src": SCHEMES, "dst": BUCKETS, "val_labels": SCHEMES}
 
     src: tuple[Path, ...] = (Path("data/imagenet"),)
     """A folder with train/ and val/ (or validation/, train.X1 to train.X4, ...), archives, Kaggle's download or zip,

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import BinaryIO
 
 import numpy as np
@@ -12,9 +13,8 @@ from ..pixels.formats import BadImage
 from ..storage.beton import PageWriter
 from ..storage.files import flush, regular
 from ..storage.shards import ShardWriter
-from ..threads import in_order
 from .images import Handling, PreparedImage, prepare
-from .listing import Images
+from .listing import Images, each_image
 from .progress import ConversionProgress
 from .work import Part, Shard, ShardRecord, Workspace, source_digest
 
@@ -59,7 +59,7 @@ def write_share(workspace: Workspace, share: SplitShare, progress: ConversionPro
         return []
     pages = _open_pages(workspace, share, finished) if "ffcv" in share.formats else None
     positions = range(remaining[0].start, remaining[-1].stop)
-    outcomes = in_order(lambda index: _prepare_image(share, index), positions, share.workers)
+    outcomes = each_image(partial(_prepare_image, share), share.images, positions, share.workers)
     try:
         return _write_shards(workspace, share, remaining, pages, _counted(outcomes, share, positions, progress))
     finally:
@@ -96,10 +96,12 @@ def _open_pages(workspace: Workspace, share: SplitShare, finished: list[ShardRec
     return file
 
 
-def _prepare_image(share: SplitShare, index: int) -> Outcome:
-    """Read, check and prepare an image. Raises InputError if the source has changed."""
+def _prepare_image(share: SplitShare, index: int, data: bytes | BadImage) -> Outcome:
+    """Check and prepare an image."""
+    if isinstance(data, BadImage):
+        return data
     try:
-        return prepare(share.images.read(index), index, share.handling)
+        return prepare(data, index, share.handling)
     except BadImage as bad:
         return bad
 

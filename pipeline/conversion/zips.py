@@ -5,7 +5,7 @@ extension. The archive's directory is read as a stream: `zipfile` would hold an 
 million members of Kaggle's download.
 """
 
-import os
+import io
 import stat
 import struct
 import zlib
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from ..errors import InputError
 from ..pixels.formats import LARGEST_FILE, BadImage, is_image_name
-from ..storage.files import regular
+from ..storage.reading import open_to_read, read_at, status_of, will_read
 from .archives import Member
 
 _RECORD = struct.Struct("<4s6H3L5H2L")  # 4.3.12: of a member, in the directory
@@ -25,6 +25,7 @@ _END, _LOCATOR, _END_64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sLQL"), st
 _STORED, _DEFLATED = 0, 8
 _ENCRYPTED, _UTF_8 = 1, 1 << 11
 _LARGEST_COMMENT = 1 << 16
+_USUAL_NAME = 1 << 10  # bytes of a name and what follows it, of a member; a few times as many as any
 _LARGEST_NUMBER = 1 << 62  # of a size or an offset: the system takes it, and what is added to it
 _AT_ONCE = 1 << 20  # bytes of the directory
 _LARGEST_RATIO = 1032  # of deflated data: 258 bytes for 2 bits (zlib.net/zlib_tech.html)
@@ -50,9 +51,9 @@ def list_zip_members(path: Path) -> Iterator[Member]:
     in another way.
     """
     try:
-        with open(path, "rb", buffering=0, opener=regular) as file:
-            status, stored = os.fstat(file.fileno()), 0
-            for at, record in _records(file.fileno(), path, status.st_size):
+        with open_to_read(path) as file:
+            status, stored = status_of(file), 0
+            for at, record in _records(file, path, status.st_size):
                 if record.name.endswith("/"):
                     continue
                 stored += record.stored if record.stored <= LARGEST_FILE else 0  # larger ones are never read
@@ -81,14 +82,14 @@ def _is_possible(record: _Record) -> bool:
     return record.size <= min(LARGEST_FILE, _LARGEST_RATIO * record.stored)
 
 
-def _records(descriptor: int, path: Path, size: int) -> Iterator[tuple[int, _Record]]:
+def _records(file: io.RawIOBase, path: Path, size: int) -> Iterator[tuple[int, _Record]]:
     """Every member's record, and where it is."""
-    start, end, count = _directory(descriptor, path, size)
+    start, end, count = _directory(file, path, size)
     buffer, at, base = b"", 0, start  # `base` is the offset of buffer[0]
     for _ in range(count):
         if len(buffer) - at < _RECORD.size + 3 * _LARGEST_COMMENT and base + len(buffer) < end:
             base += at
-            buffer = os.pread(descriptor, min(_AT_ONCE, end - base), base)
+            buffer = read_at(file, min(_AT_ONCE, end - base), base)
             at = 0
         record, length = _record(buffer, at, path)
         yield base + at, record
@@ -128,17 +129,17 @@ def _extended(extra: bytes, values: tuple[int, ...], path: Path) -> list[int]:
     raise InputError(f"{path}: its directory is damaged; download it again")
 
 
-def _directory(descriptor: int, path: Path, size: int) -> tuple[int, int, int]:
+def _directory(file: io.RawIOBase, path: Path, size: int) -> tuple[int, int, int]:
     """Where the directory begins and ends, and how many members it has (4.3.14 to 4.3.16)."""
     tail_at = max(0, size - _END.size - _LARGEST_COMMENT)
-    tail = os.pread(descriptor, size - tail_at, tail_at)
+    tail = read_at(file, size - tail_at, tail_at)
     at = tail.rfind(b"PK\5\6")
     if at < 0 or at + _END.size > len(tail):
         raise InputError(f"{path}: truncated, it has no directory at its end; download it again")
     _, disk, _, _, count, length, start, _ = _END.unpack_from(tail, at)
-    locator = os.pread(descriptor, _LOCATOR.size, max(0, tail_at + at - _LOCATOR.size))
+    locator = read_at(file, _LOCATOR.size, max(0, tail_at + at - _LOCATOR.size))
     if locator.startswith(b"PK\6\7"):
-        end_64 = os.pread(descriptor, _END_64.size, min(_LOCATOR.unpack(locator)[2], size))
+        end_64 = read_at(file, _END_64.size, min(_LOCATOR.unpack(locator)[2], size))
         if len(end_64) < _END_64.size or not end_64.startswith(b"PK\6\6"):
             raise InputError(f"{path}: its directory is damaged; download it again")
         _, _, _, _, disk, _, _, count, length, start = _END_64.unpack(end_64)
@@ -160,16 +161,15 @@ class ZipArchive:
     def read(self, name: str, offset: int, size: int) -> bytes:
         """A member's bytes. Raises BadImage if it is damaged, InputError if the archive has changed."""
         try:
-            descriptor = os.open(self.path, os.O_RDONLY)
-            try:
-                return self._read(descriptor, name, offset, size)
-            finally:
-                os.close(descriptor)
+            with open_to_read(self.path) as file:
+                return self._read(file, name, offset, size)
         except OSError as error:
             raise InputError(f"{self.path}: cannot be read ({error.strerror})") from None
 
-    def _read(self, descriptor: int, name: str, offset: int, size: int) -> bytes:
-        entry = os.pread(descriptor, _RECORD.size + 2 * _LARGEST_COMMENT, offset)
+    def _read(self, file: io.RawIOBase, name: str, offset: int, size: int) -> bytes:
+        entry = read_at(file, _RECORD.size + _USUAL_NAME, offset)
+        if len(entry) >= _RECORD.size and sum(_RECORD.unpack_from(entry)[10:12]) > _USUAL_NAME:
+            entry = read_at(file, _RECORD.size + 2 * _LARGEST_COMMENT, offset)
         record, _ = _record(entry, 0, self.path)
         if (record.name, record.size) != (name, size):
             raise InputError(f"{self.path}: has changed while it was being converted; start again")
@@ -177,11 +177,12 @@ class ZipArchive:
             raise BadImage(f"{record.stored} bytes, of at most {LARGEST_FILE}")
         if not _is_possible(record):
             raise BadImage(f"said to have {record.size} bytes, which it cannot")
-        header = os.pread(descriptor, _LOCAL.size, record.offset)
+        will_read(file, _LOCAL.size + _USUAL_NAME + record.stored, record.offset)
+        header = read_at(file, _LOCAL.size, record.offset)
         if len(header) < _LOCAL.size or not header.startswith(b"PK\3\4"):
             raise BadImage("the archive is damaged here")
         data_at = record.offset + _LOCAL.size + sum(_LOCAL.unpack(header)[-2:])
-        data = os.pread(descriptor, record.stored, data_at)
+        data = read_at(file, record.stored, data_at)
         if record.method == _DEFLATED:
             data = _inflated(data, record.size)
         if len(data) != record.size or zlib.crc32(data) != record.checksum:

@@ -88,15 +88,6 @@ def link_of_others(folder: Path) -> Path | None:
     return next((link for link in found if link.lstat().st_uid not in (0, os.geteuid())), None)
 
 
-def read_bounded(path: Path, most: int) -> bytes:
-    """The content of a file of at most `most` bytes. Raises OSError where it is larger or no file."""
-    with open(path, "rb", opener=regular) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > most:
-            raise OSError(errno.EFBIG, f"more than {most} bytes", str(path))
-        return file.read(size)  # takes memory for `size` beforehand
-
-
 def publish(file: IO[Any], path: Path) -> None:
     """Close `file`, which was written at temporary_path(path), and give it its name once it is on the disk."""
     flush(file)

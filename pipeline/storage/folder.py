@@ -20,6 +20,7 @@ from ..errors import InputError, StorageError
 from ..pixels.formats import LARGEST_FILE, SIGNATURE_BYTES, BadImage, as_jpeg, is_image_data, is_image_name
 from .classes import is_wnid, sort_classes
 from .names import Names
+from .remote.paths import RemoteEntry, RemotePath
 from .samples import Sample
 
 PassedOver = Counter[str]
@@ -159,7 +160,7 @@ def _images_below(folder: Path, inside: str, above: tuple[str, ...], passed_over
         yield from _images_below(folder, f"{inside}{entry.name}/", chain, passed_over)
 
 
-def _is_image(entry: "os.DirEntry[str]") -> bool:
+def _is_image(entry: "os.DirEntry[str] | RemoteEntry") -> bool:
     """Whether a file's content is an image's."""
     if not entry.is_file():
         return False
@@ -244,15 +245,15 @@ def count_outside(folder: Path, passed_over: PassedOver) -> None:
 
 
 @contextlib.contextmanager
-def _entries(folder: Path | str) -> Iterator[Iterator["os.DirEntry[str]"]]:
+def _entries(folder: Path | str) -> Iterator[Iterator["os.DirEntry[str] | RemoteEntry"]]:
     try:
-        with os.scandir(folder) as entries:
+        with folder.scanned() if isinstance(folder, RemotePath) else os.scandir(folder) as entries:
             yield entries
     except OSError as error:
         raise InputError(f"{folder}: cannot be read ({error.strerror})") from None
 
 
-def _not_a_file(entry: "os.DirEntry[str]") -> InputError:
+def _not_a_file(entry: "os.DirEntry[str] | RemoteEntry") -> InputError:
     return InputError(f"{entry.path}: {'a broken link' if entry.is_symlink() else 'not a file'}; fix or remove it")
 
 

@@ -1,6 +1,7 @@
 """Data sets in other people's formats, recognised by their first bytes: what is converted, and not trained from."""
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import numpy as np
 
 from ..pixels.formats import is_image_name
 from .beton import ALLOCATION, HEADER, SMALLEST_PAGE, VERSION
-from .files import regular
 from .folder import is_hidden, split_called
+from .reading import each, open_to_read, read_at
+from .remote.paths import MOST_OBJECTS, RemotePath
 
 PARQUET, BETON, TFRECORDS = "Parquet files", "FFCV files", "TFRecords"
 ZIP, TAR, COMPRESSED = "zip archives", "tar archives", "compressed files"
@@ -23,9 +25,7 @@ _MASK = 0xA282EAD8
 
 def kind_of_file(path: Path) -> str | None:
     """What a file is, None if it is none of these. Raises OSError, also for a pipe or a device."""
-    with open(path, "rb", buffering=0, opener=regular) as file:
-        start = file.read(HEADER.itemsize)
-        size = file.seek(0, 2)
+    start, size = _start_of(path, path.stat().st_mtime_ns) if isinstance(path, RemotePath) else _read_start(path)
     if start.startswith(b"PAR1"):
         return PARQUET
     if start.startswith((b"PK\3\4", b"PK\5\6")):
@@ -37,6 +37,17 @@ def kind_of_file(path: Path) -> str | None:
     if len(start) < HEADER.itemsize:
         return None
     return BETON if _is_beton(start, size) else TFRECORDS if _is_record(start, size) else None
+
+
+def _read_start(path: Path) -> tuple[bytes, int]:
+    """The first bytes of a file, and its size."""
+    with open_to_read(path) as file:
+        return read_at(file, HEADER.itemsize, 0), file.seek(0, 2)
+
+
+@functools.lru_cache(MOST_OBJECTS)  # each takes a request, and is asked for a few times
+def _start_of(path: RemotePath, version: int) -> tuple[bytes, int]:
+    return _read_start(path)
 
 
 def readable_kind(path: Path) -> str | None:
@@ -75,7 +86,8 @@ def masked_checksum(data: bytes) -> int:
 
 def foreign_files(root: Path) -> dict[Path, str]:
     """The files in a folder that are of these kinds, and in those below it that download tools make around them."""
-    return {path: kind for path in _files_in(root, depth=2) if (kind := readable_kind(path))}
+    files = [*_files_in(root, depth=2)]
+    return {path: kind for path, kind in zip(files, each(readable_kind, files), strict=True) if kind}
 
 
 def _files_in(folder: Path, depth: int) -> Iterator[Path]:
@@ -90,6 +102,5 @@ def _files_in(folder: Path, depth: int) -> Iterator[Path]:
 
 def how_to_unpack(path: Path) -> str:
     """The command that unpacks a compressed file. Raises OSError."""
-    with open(path, "rb", buffering=0) as file:
-        start = file.read(HEADER.itemsize)
+    start, _ = _read_start(path)
     return f"{next(command for magic, command in UNPACK.items() if start.startswith(magic))} {path}"

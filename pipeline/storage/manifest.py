@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from ..errors import InputError, one_line
 from .beton import BetonInfo, Extent
-from .files import complete_or_absent, read_bounded
+from .files import complete_or_absent
+from .reading import read_bounded
 from .samples import MOST_SAMPLES
 from .shards import ShardInfo
 

@@ -12,9 +12,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..errors import InputError, one_line
-from .files import complete_or_absent, read_bounded
+from .files import complete_or_absent
 from .folder import split_called
 from .manifest import LARGEST, parse_json
+from .reading import read_bounded
 from .shards import ShardInfo
 
 SHARD_INFO = "_info.json"

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, StorageError, one_line
 from ..pixels.formats import LARGEST_FILE
-from .files import HashedWriter, complete_or_absent, discard, open_temporary, publish, read_bounded, read_extent
+from .files import HashedWriter, complete_or_absent, discard, open_temporary, publish, read_extent
+from .reading import read_bounded
 from .samples import Sample
 from .shard_index import OUTSIDE, SOUND, UNREADABLE, parse_index
 

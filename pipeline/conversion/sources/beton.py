@@ -3,10 +3,11 @@
 The layout is in `storage/beton.py`, which reads our own files; here fields may be any, and are found by their type.
 """
 
-import os
+import io
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from ...errors import InputError
 from ...pixels.formats import BadImage
 from ...storage.beton import ALLOCATION, FIELD, HEADER, IMAGE, IMAGE_TYPE, INT_TYPE, MODE_JPEG, MODE_RAW
 from ...storage.manifest import MANIFEST, Manifest
+from ...storage.reading import open_to_read, read_at, status_of
 from ...storage.samples import MOST_SAMPLES
 from ..archives import Member
 from ..listing import ListedImage, Listing, make_listing, range_of
@@ -40,6 +42,12 @@ def _class_names(files: Sequence[Path]) -> list[str] | None:
     return next((list(classes) for classes in lists), None)
 
 
+def _rows(file: io.RawIOBase, row: Any, count: int, offset: int) -> np.ndarray:
+    """As np.fromfile: fewer rows at the end of the file."""
+    data = read_at(file, min(count * row.itemsize, max(0, status_of(file).st_size - offset)), offset)
+    return np.frombuffer(data, row, len(data) // row.itemsize)
+
+
 class Beton:
     """The images of one file."""
 
@@ -49,17 +57,18 @@ class Beton:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._modified = os.stat(path).st_mtime_ns
-            self._open()
+            with open_to_read(path) as file:
+                self._modified = status_of(file).st_mtime_ns
+                self._open(file)
         except (OSError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{path}: cannot be read as an FFCV file ({error})") from None
 
-    def _open(self) -> None:
-        header = np.fromfile(self.path, HEADER, 1)[0]
+    def _open(self, file: io.RawIOBase) -> None:
+        header = _rows(file, HEADER, 1, 0)[0]
         number = min(int(header["num_fields"]), _MOST_FIELDS + 1)
-        fields = np.fromfile(self.path, FIELD, number, offset=HEADER.itemsize)
+        fields = _rows(file, FIELD, number, HEADER.itemsize)
         types = [int(type_id) for type_id in fields["type_id"]]
         names = [bytes(name).rstrip(b"\0").decode("ascii", "replace") for name in fields["name"]]
         if len(types) > _MOST_FIELDS or len(types) < header["num_fields"]:
@@ -73,8 +82,8 @@ class Beton:
             raise InputError(f"{self.path}: truncated or damaged")
         if count > MOST_SAMPLES:
             raise InputError(f"{self.path}: {count} samples, of at most {MOST_SAMPLES}")
-        rows = np.fromfile(self.path, row, count, offset=rows_at)
-        allocations = np.fromfile(self.path, ALLOCATION, count * len(types), offset=table_at)  # one a field, at most
+        rows = _rows(file, row, count, rows_at)
+        allocations = _rows(file, ALLOCATION, count * len(types), table_at)  # one a field, at most
         self._images = rows[f"f{self._only(IMAGE_TYPE, types, names, 'image')}"]
         self._labels = rows[f"f{self._only(INT_TYPE, types, names, 'label')}"]
         self._sizes = self._sizes_in(allocations, table_at)
@@ -119,11 +128,8 @@ class Beton:
         """The image number `offset`: a JPEG as it is, pixels as a PPM."""
         image = self._images[offset]
         try:
-            descriptor = os.open(self.path, os.O_RDONLY)
-            try:
-                data = os.pread(descriptor, size, int(image["data_ptr"]))
-            finally:
-                os.close(descriptor)
+            with open_to_read(self.path) as file:
+                data = read_at(file, size, int(image["data_ptr"]))
         except OSError as error:
             raise InputError(f"{self.path}: cannot be read ({error.strerror})") from None
         if len(data) != size:

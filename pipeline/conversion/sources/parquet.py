@@ -8,8 +8,9 @@ are the average of each row group, training images are shuffled within as many r
 (`listing.mixed_order`), and these are held until all of their images have been written.
 """
 
+import contextlib
+import io
 import json
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
@@ -24,6 +25,8 @@ import pyarrow.parquet as pq
 
 from ...errors import InputError
 from ...pixels.formats import BadImage
+from ...storage.reading import open_to_read, status_of
+from ...storage.remote.paths import RemotePath
 from ..archives import Member
 from ..listing import MIXED_BYTES, Label, ListedImage, Listing, make_listing, range_of
 from .parquet_pages import unpacked_size
@@ -45,8 +48,8 @@ def list_split(files: Sequence[Path], split: str, known: Collection[str]) -> Lis
     names: list[str] | None = None
     columns_of = dict[Path, _Columns]()
     for path in files:
-        with _reading(path):
-            columns_of[path] = _find_columns(pq.read_schema(path), path)
+        with _opened(path) as (file, _):
+            columns_of[path] = _find_columns(file.schema_arrow, path)
         names = columns_of[files[0]].names
         if columns_of[path].names != names:
             raise InputError(f"{path}: has other class names than {files[0]}; convert them one by one")
@@ -127,8 +130,8 @@ def _the_one(found: list[str], preferred: Sequence[str], schema: pa.Schema, path
 
 def _images_in(path: Path, columns: _Columns, held: "_Held") -> Iterator[ListedImage]:
     """The images of one file, row by row."""
-    with _reading(path), pq.ParquetFile(path) as file:
-        status = os.stat(path)
+    with _opened(path) as (file, data):
+        status = status_of(data)
         modified = status.st_mtime_ns
         _check_rows(path, file.metadata, status.st_size)
         for number in range(file.metadata.num_row_groups):
@@ -138,19 +141,19 @@ def _images_in(path: Path, columns: _Columns, held: "_Held") -> Iterator[ListedI
             size = _leaf(group, columns.image).total_uncompressed_size
             _check_size(path, number, size)
             container = RowGroup(path, number, columns.image, min(size, _LIKELY_LARGEST), modified, held)
-            for row, (label, name) in enumerate(_labels_and_names(file, path, columns, number)):
+            for row, (label, name) in enumerate(_labels_and_names(file, data, path, columns, number)):
                 name = _file_name(name) or f"group-{number}-row-{row}"
                 file_in_group = Member(name, row, max(1, size // group.num_rows), modified)
                 yield ListedImage(container, file_in_group, _label(label, path, name))
 
 
 def _labels_and_names(
-    file: pq.ParquetFile, path: Path, columns: _Columns, number: int
+    file: pq.ParquetFile, data: io.RawIOBase, path: Path, columns: _Columns, number: int
 ) -> Iterator[tuple[Any, str | None]]:
     """Label and file name of each row of a group."""
     wanted = [columns.label, *([columns.path] if columns.path else [])]
     for column in wanted:
-        if (size := _unpacked_size(path, file, number, column)) > _LARGEST_TEXTS:
+        if (size := _unpacked_size(data, file, number, column)) > _LARGEST_TEXTS:
             raise InputError(
                 f"{path}: {column} has {size >> 20} MB in row group {number}, which no labels or names take"
             )
@@ -171,16 +174,15 @@ def _leaf(group: pq.RowGroupMetaData, column: str) -> pq.ColumnChunkMetaData:
     raise pa.ArrowInvalid(f"no column {column}")
 
 
-def _unpacked_size(path: Path, file: pq.ParquetFile, number: int, column: str) -> int:
+def _unpacked_size(data: io.RawIOBase, file: pq.ParquetFile, number: int, column: str) -> int:
     """Bytes of a column in a row group. Raises ArrowInvalid where its pages cannot be found."""
     leaf = _leaf(file.metadata.row_group(number), column)
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        return unpacked_size(descriptor, leaf)
+        return unpacked_size(data, leaf)
+    except InputError:
+        raise
     except ValueError as error:
         raise pa.ArrowInvalid(str(error)) from None
-    finally:
-        os.close(descriptor)
 
 
 def _check_rows(path: Path, metadata: pq.FileMetaData, size: int) -> None:
@@ -208,6 +210,17 @@ def _check_size(path: Path, number: int, size: int) -> None:
             f"{path}: row group {number} has {size >> 20} MB, of at most {_LARGEST_GROUP >> 20}; write the file again "
             f"in smaller ones, with pyarrow's ParquetFile.iter_batches(100) and ParquetWriter.write_batch"
         )
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[pq.ParquetFile, io.RawIOBase]]:
+    """A file, for pyarrow and as it is. pyarrow reads what is on this machine without Python's help."""
+    with (
+        _reading(path),
+        open_to_read(path) as data,
+        pq.ParquetFile(data if isinstance(path, RemotePath) else path) as file,
+    ):
+        yield file, data
 
 
 class _reading:
@@ -247,9 +260,9 @@ class RowGroup:
     def load(self) -> pa.Array:
         """All images. Raises InputError."""
         batches, total = list[pa.Array](), 0
-        with _reading(self.path), pq.ParquetFile(self.path) as file:
+        with _opened(self.path) as (file, data):
             self._check_unchanged()
-            size = _unpacked_size(self.path, file, self.number, self._column)
+            size = _unpacked_size(data, file, self.number, self._column)
             _check_size(self.path, self.number, size)
             at_once = max(
                 1, min(_BATCH_ROWS, _LARGEST_GROUP // max(1, size))
@@ -266,7 +279,7 @@ class RowGroup:
         return pa.chunked_array(batches)
 
     def _check_unchanged(self) -> None:
-        if os.stat(self.path).st_mtime_ns != self._modified:
+        if self.path.stat().st_mtime_ns != self._modified:
             raise InputError(f"{self.path}: has changed while it was being converted; start again")
 
 

@@ -4,9 +4,11 @@ them, and pyarrow takes as much memory as they say: a page of 60 KB may unpack t
 (parquet.thrift of parquet-format 2.11, PageHeader; thrift's compact protocol, thrift-compact-protocol.md.)
 """
 
-import os
+import io
 
 from pyarrow.parquet import ColumnChunkMetaData
+
+from ...storage.reading import read_at, status_of, will_read
 
 _AT_ONCE = 1 << 16  # bytes; statistics, the only part of a header that may be long, have at most a few KB
 _UNPACKED, _PACKED = 2, 3  # fields: i32
@@ -14,17 +16,18 @@ _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _STRUCT =
 _DEEPEST = 8
 
 
-def unpacked_size(descriptor: int, column: ColumnChunkMetaData) -> int:
+def unpacked_size(file: io.RawIOBase, column: ColumnChunkMetaData) -> int:
     """Bytes that all pages of a column chunk have together once they are unpacked. Raises ValueError where a header is
     none, or a page reaches beyond its chunk."""
     at = column.data_page_offset
     if column.dictionary_page_offset is not None and 0 < column.dictionary_page_offset < at:
         at = column.dictionary_page_offset
     end, total = at + column.total_compressed_size, 0
-    if at < 0 or column.total_compressed_size < 0 or end > os.fstat(descriptor).st_size:
+    if at < 0 or column.total_compressed_size < 0 or end > status_of(file).st_size:
         raise ValueError("a column lies outside the file")
+    will_read(file, end - at, at)
     while at < end:
-        header = _Header(os.pread(descriptor, min(_AT_ONCE, end - at), at))
+        header = _Header(read_at(file, min(_AT_ONCE, end - at), at))
         sizes = header.numbers()
         unpacked, packed = sizes.get(_UNPACKED, -1), sizes.get(_PACKED, -1)
         if unpacked < 0 or packed < 0 or at + header.at + packed > end:

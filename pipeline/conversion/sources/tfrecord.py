@@ -8,7 +8,7 @@ and behind the image is read; with the image, its checksums are checked. (tensor
 tensorflow/core/example/example.proto, protobuf.dev/programming-guides/encoding.)
 """
 
-import os
+import io
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,6 +17,7 @@ from typing import NamedTuple
 from ...errors import InputError
 from ...pixels.formats import LARGEST_FILE, BadImage
 from ...storage.foreign import masked_checksum
+from ...storage.reading import open_to_read, read_at, status_of, will_read
 from ..archives import Member
 from ..listing import Label, ListedImage, Listing, make_listing, range_of
 
@@ -53,8 +54,8 @@ class _Span(NamedTuple):
 class _Bytes:
     """A range of a file, of which a piece is in memory. Raises ValueError for what is outside."""
 
-    def __init__(self, descriptor: int, start: int, end: int) -> None:
-        self._descriptor, self.span = descriptor, _Span(start, end)
+    def __init__(self, file: io.RawIOBase, start: int, end: int) -> None:
+        self._file, self.span = file, _Span(start, end)
         self._piece, self._piece_at, self._numbers = b"", start, 0
 
     def text(self, span: _Span) -> bytes:
@@ -84,7 +85,7 @@ class _Bytes:
             return
         if not self.span.start <= at <= at + count <= self.span.end:
             raise ValueError("a field reaches beyond its end")
-        self._piece = os.pread(self._descriptor, min(_AT_ONCE, self.span.end - at), at)
+        self._piece = read_at(self._file, min(_AT_ONCE, self.span.end - at), at)
         self._piece_at = at
         if len(self._piece) < count:
             raise ValueError("truncated")
@@ -151,12 +152,12 @@ class TFRecords:
     def images(self) -> Iterator[ListedImage]:
         """Its images, in order. Raises InputError."""
         try:
-            with open(self.path, "rb", buffering=0) as file:
-                status = os.fstat(file.fileno())
+            with open_to_read(self.path) as file:
+                status = status_of(file)
                 at = number = 0
                 while at < status.st_size:
-                    length = self._length(file.fileno(), at, status.st_size)
-                    data = _Bytes(file.fileno(), at + _HEAD, at + _HEAD + length)
+                    length = self._length(file, at, status.st_size)
+                    data = _Bytes(file, at + _HEAD, at + _HEAD + length)
                     image = self._image(data, number)
                     member = Member(image.name, at, image.span.end - image.span.start, status.st_mtime_ns)
                     yield ListedImage(self, member, image.label)
@@ -164,9 +165,9 @@ class TFRecords:
         except OSError as error:
             raise InputError(f"{self.path}: cannot be read ({error.strerror})") from None
 
-    def _length(self, descriptor: int, at: int, size: int) -> int:
+    def _length(self, file: io.RawIOBase, at: int, size: int) -> int:
         """The bytes of the Example in the record at `at`."""
-        head = os.pread(descriptor, _HEAD, at)
+        head = read_at(file, _HEAD, at)
         length = int.from_bytes(head[:8], "little")
         if len(head) < _HEAD or masked_checksum(head[:8]) != int.from_bytes(head[8:], "little"):
             raise InputError(f"{self.path}: damaged or truncated at byte {at}")
@@ -193,14 +194,14 @@ class TFRecords:
     def read(self, name: str, offset: int, size: int) -> bytes:
         """The image in the record at `offset`. Raises BadImage if the record's checksum is another, or it is huge."""
         try:
-            with open(self.path, "rb", buffering=0) as file:
-                descriptor = file.fileno()
-                length = self._length(descriptor, offset, os.fstat(descriptor).st_size)
+            with open_to_read(self.path) as file:
+                will_read(file, size + _AT_ONCE, offset)
+                length = self._length(file, offset, status_of(file).st_size)
                 if length > _LARGEST_RECORD:
                     raise BadImage(f"a record of {length} bytes, of at most {_LARGEST_RECORD}")
                 start, end = offset + _HEAD, offset + _HEAD + length
-                span = self._image(_Bytes(descriptor, start, end), 0).span
-                record = os.pread(descriptor, length + _TAIL, start)
+                span = self._image(_Bytes(file, start, end), 0).span
+                record = read_at(file, length + _TAIL, start)
         except OSError as error:
             raise InputError(f"{self.path}: cannot be read ({error.strerror})") from None
         if len(record) != length + _TAIL or span.end - span.start != size:

@@ -36,7 +36,8 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from ...errors import InputError, StorageError
 from ...sizes import size_in_words
-from ..files import link_of_others, read_bounded, regular
+from ..files import link_of_others, regular
+from ..reading import read_bounded
 from ..shards import ShardInfo, ShardSamples
 from . import helper
 from .address import below

@@ -15,11 +15,12 @@ import random
 import re
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import obstore
 from obstore.exceptions import (
     BaseError,
+    InvalidPathError,
     NotSupportedError,
     PermissionDeniedError,
     UnauthenticatedError,
@@ -63,6 +64,19 @@ _METADATA_S = 3.0
 
 class WrongContentError(Exception):
     """An object is not what it should be."""
+
+
+class ObjectInfo(NamedTuple):
+    """An object of a bucket."""
+
+    name: str  # below the folder that was listed; empty for a single object
+    size: int  # bytes
+    version: str
+    """Another one for another content: the ETag; the time of the last change where a server gives none."""
+
+
+def _info(name: str, meta: Any) -> ObjectInfo:
+    return ObjectInfo(name, int(meta["size"]), str(meta["e_tag"] or meta["last_modified"]))
 
 
 class Patience:
@@ -148,20 +162,26 @@ def stream(
     access: Access,
     start: int = 0,
     size: int | None = None,
+    stop: int | None = None,
+    version: str | None = None,
     *,
     most: float = math.inf,
     whole_s: float = _WHOLE_S,
 ) -> Iterator[bytes]:
-    """The bytes of an object from `start` on, which must have `size` bytes in all if that is known, and no more than
-    `most`; an answer may take `whole_s` seconds. Whoever takes the pieces may be as slow as it likes. Raises InputError
-    and StorageError."""
+    """The bytes of an object from `start` on, up to `stop` if that is given. In all it must have `size` bytes and be
+    this `version`, if they are known, and have no more than `most` bytes; an answer may take `whole_s` seconds. Whoever
+    takes the pieces may be as slow as it likes. Raises InputError, also for another version, and StorageError."""
     place, patience, at = place_of(address), Patience(address, access), start
     tag, held = None, bytearray()
     while True:
         try:
             options: Any = {"range": {"offset": at}} if at else None
+            if stop is not None:
+                options = {"range": (at, stop)}
             result = obstore.get(_store(place.root, access, whole_s), place.path, options=options)
             total, found = result.meta["size"], result.meta["e_tag"]
+            if version is not None and _info("", result.meta).version != version:
+                raise InputError(f"{address}: has changed since it was listed; start again")
             if size is not None and total != size:
                 raise WrongContentError(f"{total} bytes, not {size} as recorded")
             if tag is not None and tag != (total, found):
@@ -169,18 +189,19 @@ def stream(
             tag = (total, found)
             if total > most:
                 raise InputError(f"{address}: {total} bytes; at most {most} are read")
+            end = total if stop is None else stop
             for chunk in result.stream(min_chunk_size=_RECEIVED_AT_ONCE):
                 patience.progress()
                 at += len(chunk)
-                if at > total:
-                    raise StorageError(f"{address}: goes on behind byte {total}, where its server said that it ends")
+                if at > end:
+                    raise StorageError(f"{address}: goes on behind byte {end}, where its server said that it ends")
                 held += bytes(chunk)
                 if len(held) >= CHUNK:
                     yield bytes(held)
                     held.clear()
                     patience.progress()  # the time until the next piece is asked for is nobody's fault
-            if at < total:
-                raise WrongContentError(f"ends at byte {at} of {total}")
+            if at < end:
+                raise WrongContentError(f"ends at byte {at} of {end}")
             yield bytes(held)
             return
         except (OSError, BaseError, WrongContentError) as error:
@@ -198,10 +219,16 @@ def read(address: str, access: Access, largest: int) -> bytes:
 
 def size_of(address: str, access: Access) -> int | None:
     """The size of an object in bytes; None where there is none. Raises InputError and StorageError."""
+    info = info_of(address, access)
+    return info.size if info else None
+
+
+def info_of(address: str, access: Access) -> ObjectInfo | None:
+    """An object; None where there is none. Raises InputError and StorageError."""
     place, patience = place_of(address), Patience(address, access)
     while True:
         try:
-            return int(obstore.head(_store(place.root, access), place.path)["size"])
+            return _info("", obstore.head(_store(place.root, access), place.path))
         except FileNotFoundError:
             return None
         except (OSError, BaseError) as error:
@@ -211,16 +238,24 @@ def size_of(address: str, access: Access) -> int | None:
 def names_below(address: str, access: Access) -> list[str]:
     """The names of the objects in a folder of a bucket and below it, relative to it, sorted. Raises InputError and
     StorageError."""
+    return [info.name for info in objects_below(address, access, _MOST_NAMES)]
+
+
+def objects_below(address: str, access: Access, most: int) -> list[ObjectInfo]:
+    """The objects in a folder of a bucket and below it, sorted by name. Raises InputError, also for more than `most`
+    and for a name that is no path, and StorageError."""
     place, patience = place_of(address), Patience(address, access)
     prefix = place.path.rstrip("/")
     while True:
         try:
-            names = list[str]()
+            found = list[ObjectInfo]()
             for page in obstore.list(_store(place.root, access), prefix or None):
-                names += [entry["path"][len(prefix) :].lstrip("/") for entry in page]
-                if len(names) > _MOST_NAMES:
-                    raise InputError(f"{address}: more than {_MOST_NAMES} objects; no dataset has as many")
-            return sorted(names)
+                found += [_info(entry["path"][len(prefix) :].lstrip("/"), entry) for entry in page]
+                if len(found) > most:
+                    raise InputError(f"{address}: more than {most} objects; no dataset has as many")
+            return sorted(found)
+        except InvalidPathError as error:
+            raise InputError(f"{address}: an object in it has no usable name ({reason_of(error)})") from None
         except (OSError, BaseError) as error:
             patience.wait(error)
 

@@ -42,8 +42,13 @@ def in_words(counts: dict[str, float], seconds: float) -> str:
     """What `Traffic.take` returns, after that many seconds."""
     opened = counts["hits"] + counts["misses"]
     cached = f"{counts['hits']:.0f} of {opened:.0f} shards were in the cache ({counts['hits'] / max(1, opened):.0%}), "
-    rate = counts["bytes"] / max(seconds, 1e-9)
+    fetched = fetched_in_words(counts, seconds)
     return (
-        f"{cached if opened else ''}{size_in_words(counts['bytes'])} fetched ({size_in_words(rate)}/s), "
-        f"{counts['waiting']:.1f} s of waiting for them in all loading processes"
+        f"{cached if opened else ''}{fetched}, {counts['waiting']:.1f} s of waiting for them in all loading processes"
     )
+
+
+def fetched_in_words(counts: dict[str, float], seconds: float) -> str:
+    """The bytes alone."""
+    rate = counts["bytes"] / max(seconds, 1e-9)
+    return f"{size_in_words(counts['bytes'])} fetched ({size_in_words(rate)}/s)"

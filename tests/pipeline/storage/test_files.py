@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import InputError
-from pipeline.storage.files import complete_or_absent, flush_names, move, read_bounded, read_extent, regular
+from pipeline.storage.files import complete_or_absent, flush_names, move, read_extent, regular
+from pipeline.storage.reading import read_bounded
 from tests.helpers.files import files_in, files_of_at_most
 
 
