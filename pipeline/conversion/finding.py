@@ -35,7 +35,7 @@ from ..storage.folder import (
 )
 from ..storage.foreign import COMPRESSED, ZIP, foreign_files, how_to_unpack, kind_of_file
 from ..storage.manifest import MANIFEST, Manifest
-from ..storage.reading import each
+from ..storage.reading import any_remote, each
 from ..storage.remote.paths import RemotePath
 from ..storage.shard_info import shards_in_info
 from .archives import Member, list_members
@@ -43,6 +43,7 @@ from .classes import check_one_class_each, classify, join_labels
 from .labels import KNOWN_FILES, PACKED_FILES, find_labels_by_content, read_class_list
 from .listing import (
     Images,
+    ListedImage,
     Listing,
     check_no_duplicates,
     flat_images,
@@ -53,6 +54,7 @@ from .listing import (
     images_in_shard,
     is_zip,
     label_by_folders,
+    listed_in,
     make_listing,
     members_of,
     mixed_order,
@@ -370,7 +372,7 @@ def _in_archives(tars: list[Path], split: str) -> Listing:
     kind = _common_kind(tars)
     if kind == SAMPLES:
         passed_over: PassedOver = Counter()
-        listed = (image for tar in tars for image in images_in_shard(tar, passed_over))
+        listed = listed_in(images_in_shard, tars, passed_over, any_remote(tars))
         listing = make_listing(f"WebDataset shards {range_of(tars)}", listed, passed_over=passed_over)
         return replace(listing, class_names=_manifest_classes(tars, split))
     if kind == ARCHIVES or all(is_wnid(tar.stem) for tar in tars):
@@ -387,7 +389,11 @@ def _in_class_archives(tars: list[Path], are_inside: bool) -> Listing:
     classes: list[tuple[Path, Member | None]] = [(tar, None) for tar in tars]
     if are_inside:
         classes = [(tar, member) for tar in tars for member in list_members(tar) if _is_archive(member)]
-    listed = (image for tar, inner in classes for image in images_in_class_archive(tar, inner, passed_over))
+
+    def images_in(place: tuple[Path, Member | None], counted: PassedOver) -> Iterator[ListedImage]:
+        return images_in_class_archive(*place, counted)
+
+    listed = listed_in(images_in, classes, passed_over, any_remote(tars))
     description = f"class archives {'in ' if are_inside else ''}{range_of(tars)}"
     return make_listing(description, listed, passed_over=passed_over)
 

@@ -37,7 +37,7 @@ from ..storage.folder import (
 )
 from ..storage.foreign import ZIP, kind_of_file
 from ..storage.names import Names
-from ..storage.reading import REQUESTS, open_to_read, read_at
+from ..storage.reading import REQUESTS, any_remote, open_to_read, read_at
 from ..storage.remote.paths import RemotePath
 from ..threads import in_order
 from .archives import Member, RemoteArchive, list_members, members_in
@@ -45,6 +45,8 @@ from .containers import Container
 from .labels import image_stem, wnid_in_name
 from .zips import ZipArchive, list_zip_members
 
+LISTED_AT_ONCE = 8
+"""Files in a bucket: each takes up to 16 MB of memory."""
 MIXED_BYTES = 1 << 29
 """Of images whose container is read as a whole, so many are shuffled among each other."""
 
@@ -58,6 +60,7 @@ _WORD = re.compile(r"[\w-]+")
 _LABEL_TEXTS = {".cls": re.compile(r"[^\0-\x1f]{1,100}")}  # any class name; a text in another file may be a caption
 _OWN_KEY = re.compile(r"^\d{6}_\d{6}_(?=.)")  # what our shards put before the original name
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 Label = str | int | None
@@ -126,8 +129,7 @@ class Images:
     @property
     def is_remote(self) -> bool:
         """Whether an image is read from a bucket."""
-        paths = [container if isinstance(container, Path) else container.path for container in self.containers]
-        return any(isinstance(path, RemotePath) for path in paths)
+        return any_remote(one if isinstance(one, Path) else one.path for one in self.containers)
 
     @property
     def largest(self) -> int:
@@ -212,6 +214,28 @@ def make_listing(description: str, listed: Iterable[ListedImage], **details: Any
         labels=np.full(len(labels), -1, np.int32),
     )
     return Listing(description, images, labels, **details)
+
+
+def listed_in(
+    function: Callable[[Item, PassedOver], Iterable[ListedImage]],
+    items: Sequence[Item],
+    passed_over: PassedOver,
+    remote: bool,
+) -> Iterator[ListedImage]:
+    """The images that `function` lists of each item, in order: of a file, or of something in one. Of remote ones,
+    several are listed at a time: a single connection does not fill a line."""
+
+    def listed(item: Item) -> tuple[list[ListedImage], PassedOver]:
+        counted: PassedOver = Counter()
+        return [*function(item, counted)], counted
+
+    if not remote:
+        for item in items:
+            yield from function(item, passed_over)
+        return
+    for images, counted in in_order(listed, items, LISTED_AT_ONCE, ahead=LISTED_AT_ONCE):
+        passed_over.update(counted)
+        yield from images
 
 
 def _check_index(container: Path | Container, file: Member, label: Label) -> None:

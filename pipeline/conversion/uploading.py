@@ -49,7 +49,9 @@ class UploadingWorkspace(Workspace):
         return self._receipt(shard, record) or super().has_tar(shard, record)
 
     def publish_tar(self, shard: Shard, record: ShardRecord) -> None:
-        """Upload what an earlier attempt had not."""
+        """Upload what an earlier attempt had not, and this one is not uploading."""
+        while self._running:
+            self._running.pop(0).result()
         if not self._receipt(shard, record):
             self._upload_shard(shard, record)
 

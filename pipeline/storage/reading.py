@@ -3,7 +3,7 @@
 import errno
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -41,9 +41,14 @@ def will_read(file: io.RawIOBase, size: int, offset: int) -> None:
         file.hold(offset, offset + size)
 
 
+def any_remote(paths: Iterable[Path]) -> bool:
+    """Whether some of these are not on this machine."""
+    return any(isinstance(path, RemotePath) for path in paths)
+
+
 def each(function: Callable[[Path], Result], paths: Sequence[Path]) -> Iterator[Result]:
     """What `function` says of each path, in order; of remote ones it is asked for several at a time."""
-    if any(isinstance(path, RemotePath) for path in paths):
+    if any_remote(paths):
         return in_order(function, paths, REQUESTS)
     return map(function, paths)
 

@@ -12,7 +12,7 @@ import contextlib
 import io
 import json
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -25,10 +25,10 @@ import pyarrow.parquet as pq
 
 from ...errors import InputError
 from ...pixels.formats import BadImage
-from ...storage.reading import open_to_read, status_of
+from ...storage.reading import any_remote, each, open_to_read, status_of
 from ...storage.remote.paths import RemotePath
 from ..archives import Member
-from ..listing import MIXED_BYTES, Label, ListedImage, Listing, make_listing, range_of
+from ..listing import MIXED_BYTES, Label, ListedImage, Listing, listed_in, make_listing, range_of
 from .parquet_pages import unpacked_size
 
 _LARGEST_GROUP = 1 << 29  # bytes
@@ -47,21 +47,25 @@ def list_split(files: Sequence[Path], split: str, known: Collection[str]) -> Lis
     """The images of Parquet files. Raises InputError."""
     names: list[str] | None = None
     columns_of = dict[Path, _Columns]()
-    for path in files:
-        with _opened(path) as (file, _):
-            columns_of[path] = _find_columns(file.schema_arrow, path)
+    for path, columns in zip(files, each(_columns_in, files), strict=True):
+        columns_of[path] = columns
         names = columns_of[files[0]].names
         if columns_of[path].names != names:
             raise InputError(f"{path}: has other class names than {files[0]}; convert them one by one")
     held = _Held(_HELD_BYTES)
     listing = make_listing(
         f"Parquet files {range_of(files)}",
-        (image for path in files for image in _images_in(path, columns_of[path], held)),
+        listed_in(lambda path, _: _images_in(path, columns_of[path], held), files, Counter(), any_remote(files)),
     )
     return replace(listing, class_words=names)
 
 
 # --- columns
+
+
+def _columns_in(path: Path) -> "_Columns":
+    with _opened(path) as (file, _):
+        return _find_columns(file.schema_arrow, path)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ tensorflow/core/example/example.proto, protobuf.dev/programming-guides/encoding.
 """
 
 import io
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,9 +18,9 @@ from typing import NamedTuple
 from ...errors import InputError
 from ...pixels.formats import LARGEST_FILE, BadImage
 from ...storage.foreign import masked_checksum
-from ...storage.reading import open_to_read, read_at, status_of, will_read
+from ...storage.reading import any_remote, open_to_read, read_at, status_of, will_read
 from ..archives import Member
-from ..listing import Label, ListedImage, Listing, make_listing, range_of
+from ..listing import Label, ListedImage, Listing, listed_in, make_listing, range_of
 
 _HEAD, _TAIL = 12, 4  # bytes around an Example
 _AT_ONCE = 1 << 13  # bytes
@@ -37,7 +38,7 @@ _VARINT, _FIXED_64, _SPAN, _FIXED_32 = 0, 1, 2, 5  # wire types
 
 def list_split(files: Sequence[Path], split: str, known: Collection[str]) -> Listing:
     """The images of TFRecords. Raises InputError."""
-    listed = (image for path in files for image in TFRecords(path).images())
+    listed = listed_in(lambda path, _: TFRecords(path).images(), files, Counter(), any_remote(files))
     return make_listing(f"TFRecords {range_of(files)}", listed)
 
 

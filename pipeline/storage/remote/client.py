@@ -56,7 +56,7 @@ _CREDENTIALS = {
 _INCOMPLETE = re.compile(r"Missing \w+Key|Account must be specified")
 _METADATA = re.compile(r"ing \w+ \S+/(?:latest/(?:api/token|meta-data/)|computeMetadata/|metadata/identity/)(.*)")
 """A request to the metadata service of a cloud's machine, for the credentials of its role, and how it ended."""
-_METADATA_REFUSED = re.compile(r"status code: 40[134]")
+_STATUS_REFUSED = re.compile(r"status code: 40[134]")
 _METADATA_UNREACHED = "error sending request"
 _METADATA_S = 3.0
 """After so long without a connection there is no such service, as outside of clouds."""
@@ -76,7 +76,8 @@ class ObjectInfo(NamedTuple):
 
 
 def _info(name: str, meta: Any) -> ObjectInfo:
-    return ObjectInfo(name, int(meta["size"]), str(meta["e_tag"] or meta["last_modified"]))
+    tag = (meta["e_tag"] or "").removeprefix("W/").strip('"')  # Azure's listings have it without quotes
+    return ObjectInfo(name, int(meta["size"]), tag or str(meta["last_modified"]))
 
 
 class Patience:
@@ -114,7 +115,7 @@ def has_no_credentials(error: Exception, seconds: float) -> bool:
     line = str(error).partition("\n")[0]
     if not (asked := _METADATA.search(line)):
         return _INCOMPLETE.search(line) is not None
-    refused = _METADATA_REFUSED.search(asked[1]) is not None
+    refused = _STATUS_REFUSED.search(asked[1]) is not None
     return refused or (_METADATA_UNREACHED in asked[1] and seconds >= _METADATA_S)
 
 
@@ -257,6 +258,8 @@ def objects_below(address: str, access: Access, most: int) -> list[ObjectInfo]:
         except InvalidPathError as error:
             raise InputError(f"{address}: an object in it has no usable name ({reason_of(error)})") from None
         except (OSError, BaseError) as error:
+            if _STATUS_REFUSED.search(str(error).partition("\n")[0]):  # obstore has no types for these in listings
+                raise InputError(f"{address}: cannot be listed ({reason_of(error)})") from None
             patience.wait(error)
 
 
