@@ -4,8 +4,8 @@
     python tools/convert_imagenet.py --src ILSVRC2012_img_train.tar ILSVRC2012_img_val.tar ILSVRC2012_devkit_t12.tar.gz
 
 `--src` is what you have: ImageNet's folders, the official archives (read in place), Kaggle's download, or WebDataset
-shards; or a folder with any of these. Labels of a flat validation set are found next to it, or given with
-`--val-labels`. Every image is decoded once, so that a bad one is found now and not in training.
+shards; or a folder with any of these, also in a bucket. Labels of a flat validation set are found next to it, or given
+with `--val-labels`. Every image is decoded once, so that a bad one is found now and not in training.
 
 An interrupted conversion continues when the same command is started again, and ends with the same bytes. A finished
 one reports that it is complete.

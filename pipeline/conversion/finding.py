@@ -7,6 +7,8 @@
 - Kaggle's `ILSVRC/Data/CLS-LOC/{train,val}`, as a folder or in its zip archive, and Tiny-ImageNet;
 - WebDataset shards with an image and `.cls`, `.txt` or `.json`; a converted dataset has such shards;
 - Parquet files, FFCV's `.beton` and TFRecords: `sources/`.
+
+All but loose images may be in a bucket or on a web server: `storage/remote/paths.py`.
 """
 
 import contextlib

@@ -20,12 +20,13 @@ class ConvertSettings:
 
     src: tuple[Path, ...] = (Path("data/imagenet"),)
     """A folder with train/ and val/ (or validation/, train.X1 to train.X4, ...), archives, Kaggle's download or zip,
-    Tiny-ImageNet, WebDataset shards, Parquet files, TFRecords or FFCV's files; several paths if they are apart."""
+    Tiny-ImageNet, WebDataset shards, Parquet files, TFRecords or FFCV's files; several paths if they are apart. All but
+    loose images may be in a bucket (s3://, gs://, az://: a folder or files) or on a web server (https://: files)."""
     dst: Path = Path("data/shards")
     """Dataset directory to make, or its address in a bucket (s3://, gs://, az://), to which shards are uploaded as they
     are finished (with --format webdataset)."""
     endpoint_url: str | None = None
-    """Of an object store that is not the cloud's own, such as MinIO: http://host:9000."""
+    """Of an object store that is not the cloud's own, such as MinIO: http://host:9000. For --src and --dst."""
     io_timeout: float = 60.0
     """Seconds without a byte from a bucket after which the conversion fails."""
     work_dir: Path | None = None
@@ -36,7 +37,8 @@ class ConvertSettings:
     """What to convert."""
     val_labels: Path | None = None
     """For flat validation images: valprep.sh, the development kit (folder or archive), Kaggle's csv, lines of image and
-    wnid, or a file with one wnid per line in file-name order. Found next to the source by its name or its content."""
+    wnid, or a file with one wnid per line in file-name order. Found next to the source by its name or its content; in a
+    bucket, only in the folder that --src names. May be an address."""
     classes: Path | None = None
     """File with one wnid, or one class folder's name, per line: convert only these classes, in this order. Without it,
     classes are sorted: numbers by value, all others by name."""

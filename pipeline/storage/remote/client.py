@@ -206,6 +206,8 @@ def stream(
             yield bytes(held)
             return
         except (OSError, BaseError, WrongContentError) as error:
+            if isinstance(error, NotSupportedError) and stop is not None:
+                raise InputError(f"{address}: its server does not serve ranges; download the file") from None
             patience.wait(error)
 
 

@@ -30,6 +30,8 @@ MOST_OBJECTS = 1 << 17
 _FIRST_AHEAD, _AHEAD = 1 << 16, 1 << 23
 """Bytes that are fetched at a time where a file is read from start to end: 64 KB, then twice as many, up to 8 MB."""
 
+_MOST_AT_ONCE = 1 << 30
+
 traffic = Traffic(1)
 """What this process has read of all remote paths."""
 
@@ -140,6 +142,8 @@ class RemoteFile(io.RawIOBase):
         stop = min(offset + size, self.size)
         if offset >= stop:
             return b""
+        if stop - offset > _MOST_AT_ONCE:
+            raise InputError(f"{self.path}: damaged: {stop - offset} bytes of it would be read at once")
         if self._held and offset < self._held_at:  # what was passed, such as a label in front of the next header
             return bytes(_fetched(self._object, offset, stop))
         held_until = self._held_at + len(self._held)
