@@ -350,6 +350,8 @@ def _hidden_folder(name: str) -> str | None:
 
 
 def _start_of(archive: Path | Container, member: Member) -> bytes:
+    if isinstance(archive, RemoteArchive):
+        archive = archive.path
     if not isinstance(archive, Path):
         try:
             return archive.read(member.name, member.offset, member.size)[:SIGNATURE_BYTES]

@@ -87,9 +87,9 @@ class Split:
             lines += [f"{folder}: not used, it is neither train nor val" for folder in sorted(others)]
         if passed_over := self._listing.passed_over:
             lines.append(f"{self.name}: {in_words(passed_over)}")
-        if others := sum(not is_jpeg_name(name) for name in self._listing.names):
+        if count := sum(not is_jpeg_name(name) for name in self._listing.names):
             lines.append(
-                f"{self.name}: {others} files are not JPEGs; each is encoded whenever it is read (convert once)"
+                f"{self.name}: {count} files are not JPEGs; each is encoded whenever it is read (convert once)"
             )
         return lines
 

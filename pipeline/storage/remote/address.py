@@ -1,4 +1,4 @@
-"""Addresses of datasets: which there are, and their parts."""
+"""Addresses of datasets: which there are, and their parts; what is at them."""
 
 import re
 from pathlib import Path
@@ -17,6 +17,15 @@ class Place(NamedTuple):
 
     root: str
     path: str
+
+
+class ObjectInfo(NamedTuple):
+    """What a store says of an object."""
+
+    name: str  # below the folder that was listed; empty for a single object
+    size: int  # bytes
+    version: str
+    """Another one for another content: the ETag; the time of the last change where a server gives none."""
 
 
 def is_remote(location: str) -> bool:

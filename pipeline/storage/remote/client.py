@@ -15,7 +15,7 @@ import random
 import re
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import obstore
 from obstore.exceptions import (
@@ -30,7 +30,7 @@ from obstore.store import from_url
 
 from ...errors import InputError, StorageError, one_line
 from ..files import flush, regular
-from .address import place_of
+from .address import ObjectInfo, place_of
 from .settings import Access
 
 CHUNK = 1 << 20
@@ -64,15 +64,6 @@ _METADATA_S = 3.0
 
 class WrongContentError(Exception):
     """An object is not what it should be."""
-
-
-class ObjectInfo(NamedTuple):
-    """An object of a bucket."""
-
-    name: str  # below the folder that was listed; empty for a single object
-    size: int  # bytes
-    version: str
-    """Another one for another content: the ETag; the time of the last change where a server gives none."""
 
 
 def _info(name: str, meta: Any) -> ObjectInfo:

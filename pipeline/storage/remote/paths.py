@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 from ...errors import InputError, one_line
 from . import helper
-from .address import address_of, is_bucket, place_of
+from .address import ObjectInfo, address_of, is_bucket, place_of
 from .settings import Access
 from .traffic import Traffic
 
@@ -225,7 +225,7 @@ def listed_below(address: str, access: Access) -> RemotePath:
     return root
 
 
-def _object(address: str, access: Access, info: Any) -> _Object:
+def _object(address: str, access: Access, info: ObjectInfo) -> _Object:
     return _Object(address, info.size, info.version, access)
 
 
