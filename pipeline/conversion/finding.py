@@ -143,9 +143,9 @@ def _check_splits(flags: SourceFlags, listings: dict[str, Listing]) -> None:
     """Raises InputError if a split that was asked for is missing."""
     if not listings or ("train" in flags.splits and "train" not in listings):
         missing = "train" if "train" in flags.splits else "val"
-        for path in (path for path in flags.paths if path.is_dir()):
-            if packed := next((file for file, kind in foreign_files(path).items() if kind == COMPRESSED), None):
-                raise _compressed(flags.src, packed)
+        files = [file for path in flags.paths if path.is_dir() for file in foreign_files(path).items()]
+        if packed := next((file for file, kind in files if kind == COMPRESSED), None):
+            raise _compressed(flags.src, packed)
         raise InputError(
             f"{flags.src}: no {missing} images in it; it must hold ImageNet's {missing}/ folder, its archives "
             f"(ILSVRC2012_img_{missing}.tar), WebDataset shards or Parquet files (`python tools/make_demo_data.py` "

@@ -46,7 +46,7 @@ from .labels import image_stem, wnid_in_name
 from .zips import ZipArchive, list_zip_members
 
 LISTED_AT_ONCE = 8
-"""Files in a bucket: each takes up to 16 MB of memory."""
+"""Files in a bucket: of each, up to 8 MB are in memory."""
 MIXED_BYTES = 1 << 29
 """Of images whose container is read as a whole, so many are shuffled among each other."""
 
@@ -457,12 +457,15 @@ def has_samples(members: Iterable[Member]) -> bool:
 def images_in_shard(tar: Path, passed_over: PassedOver) -> Iterator[ListedImage]:
     """The image and the label of each WebDataset sample. Raises InputError for a sample that lacks one of them."""
     archive = archive_of(tar)
-    with open_to_read(tar) as file:
-        for key, files in _samples(file, tar, passed_over):
-            images = [member for suffix, member in files.items() if is_image_name(f"x{suffix}")]
-            if len(images) != 1:
-                raise InputError(f"{tar}: sample {key} has {len(images)} images, not one")
-            yield ListedImage(archive, images[0], _sample_label(file, tar, key, files))
+    try:
+        with open_to_read(tar) as file:
+            for key, files in _samples(file, tar, passed_over):
+                images = [member for suffix, member in files.items() if is_image_name(f"x{suffix}")]
+                if len(images) != 1:
+                    raise InputError(f"{tar}: sample {key} has {len(images)} images, not one")
+                yield ListedImage(archive, images[0], _sample_label(file, tar, key, files))
+    except OSError as error:
+        raise InputError(f"{tar}: cannot be read ({error.strerror or error})") from None
 
 
 def _samples(file: io.RawIOBase, tar: Path, passed_over: PassedOver) -> Iterator[tuple[str, dict[str, Member]]]:

@@ -15,7 +15,7 @@ from pipeline.conversion.settings import ConvertSettings
 from pipeline.errors import InputError
 from pipeline.storage.remote import helper
 from pipeline.storage.remote.settings import Access
-from tests.helpers.conversions import killed_when, refused, report_of, run
+from tests.helpers.conversions import killed_when, refused, report_of, run, stems_in
 from tests.helpers.files import files_in
 from tests.helpers.foreign_forms import hugging_face, kaggle_zip, tfrecords
 from tests.helpers.imagenet_forms import (
@@ -178,10 +178,10 @@ def test_killed_and_resumed_and_changed_meanwhile(imagenet_folder: Path, s3_buck
         convert(settings("resumed"))
         assert server.sent < whole - 100_000  # two shards; most is the list of images
         assert_same(tmp_path / "local", tmp_path / "resumed")
-        # Another training image, of the same size and name.
+        # Another image of the first shard, of the same size and name.
         (imagenet := tmp_path / "imagenet").mkdir()
         copied(imagenet_folder, imagenet)
-        image = sorted(imagenet.glob("train/*/*"))[0]
+        (image,) = imagenet.glob(f"train/*/{stems_in(tmp_path / 'local', 'train')[0]}.*")
         size = image.stat().st_size
         image.write_bytes(jpeg_bytes(photograph(16, 16, seed=5)).ljust(size, b"\0")[:size])
         train_archive(imagenet, paths[0])

@@ -7,7 +7,6 @@ import pytest
 
 from pipeline.errors import InputError
 from pipeline.storage.files import complete_or_absent, flush_names, move, read_extent, regular
-from pipeline.storage.reading import read_bounded
 from tests.helpers.files import files_in, files_of_at_most
 
 
@@ -102,12 +101,6 @@ def test_links_and_pipes_that_others_have_put_there_are_not_followed(tmp_path: P
     with pytest.raises(OSError, match="is a link, which is not followed"):
         open(tmp_path / "link", "a", opener=regular)  # noqa: SIM115 (it is not opened)
     assert secret.read_text() == "kept"
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(OSError, match="is no regular file"):
-        read_bounded(tmp_path / "pipe", 10)
-    with pytest.raises(OSError, match="more than 3 bytes"):
-        read_bounded(secret, 3)
-    assert read_bounded(tmp_path / "link", 10) == b"kept"  # reading follows links: datasets may have some
 
 
 def test_written_files_have_the_modes_that_the_umask_leaves(tmp_path: Path) -> None:
