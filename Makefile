@@ -31,10 +31,10 @@ demo: env ## Make a small dataset, convert it, train with each loader, show the 
 	$(VENV_PYTHON) tools/demo.py
 
 test: lint ## Lint, then run the tests; `make test TESTARGS="-k plan"` chooses some
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV_PYTHON) -m pytest -n logical --maxprocesses 4 --dist loadfile $(TESTARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV_PYTHON) -m pytest -n logical --maxprocesses 4 --dist worksteal $(TESTARGS)
 
 test-floor: .venv-floor/.ready ## Run the tests with the oldest PyTorch that is supported, in .venv-floor
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} .venv-floor/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(TESTARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} .venv-floor/bin/python -m pytest -n logical --maxprocesses 4 --dist worksteal $(TESTARGS)
 
 .venv-floor/.ready: pyproject.toml constraints.txt tools/setup_env.sh
 	@PYTHON="$(PYTHON)" bash tools/setup_env.sh --floor

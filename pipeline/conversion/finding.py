@@ -28,6 +28,7 @@ from ..storage.folder import (
     images_directly_in,
     in_words,
     list_classes,
+    other_folders,
     split_called,
     split_folders,
     stand_in_for_val,
@@ -272,13 +273,12 @@ def _parts_named(places: dict[Path, SplitFolders | list[Path]]) -> SplitFolders 
 
 
 def _unused(paths: tuple[Path, ...], listings: Iterable[Listing]) -> list[str]:
-    """Folders, archives and other files with images in the source that are called `test`, but that no listing has
-    read."""
+    """Folders with images next to those of the splits, and archives and other files that are called `test`, which no
+    listing has read."""
     read = {folder for listing in listings for folder in (*listing.folders, *(f.parent for f in listing.folders))}
     unused = list[str]()
     for root in [root for path in paths if path.is_dir() for root in (path, *_kaggle_roots(path))]:
-        tests = split_folders(root, "test")
-        unused += [str(folder) for folder in (tests.folders if tests else ()) if folder not in read]
+        unused += [str(folder) for folder in other_folders(root) if folder not in read]
         unused += [str(tar) for tar in _archives_in(root) if _is_test(tar)]
         foreign = [file for file, kind in foreign_files(root).items() if kind in SOURCES] if not read else []
         tests_among = [file for file in foreign if _is_test(file)]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..order.random import MIX_DRAW, random_keys
-from ..pixels.formats import LARGEST_FILE, SIGNATURE_BYTES, BadImage, is_image_data, is_image_name
+from ..pixels.formats import LARGEST_FILE, SIGNATURE_BYTES, BadImage, is_image_data, is_image_name, may_be_image
 from ..storage.classes import is_wnid
 from ..storage.folder import (
     OUTSIDE_CLASSES,
@@ -266,13 +266,13 @@ def range_of(files: Sequence[Path]) -> str:
 
 
 def image_members(archive: Path | Container, members: Iterable[Member], passed_over: PassedOver) -> Iterator[Member]:
-    """The images among the members of an archive, as in folders: those with an image's suffix, and those without a
-    suffix whose content is one. What is in folders of a system, or in hidden ones, is passed over."""
+    """The images among the members of an archive, as in folders: those with an image's suffix, and those with an
+    unknown suffix, or none, whose content is one. What is in folders of a system, or in hidden ones, is passed over."""
     for member in members:
         name = PurePosixPath(member.name).name
         if hidden := _hidden_folder(member.name):
             passed_over[f"in {hidden}" if hidden in SYSTEM_FOLDERS else "in hidden folders"] += 1
-        elif is_image_name(name) or ("." not in name and is_image_data(_start_of(archive, member))):
+        elif is_image_name(name) or (may_be_image(name) and is_image_data(_start_of(archive, member))):
             yield member
         else:
             passed_over[kind_of(name)] += 1

@@ -29,8 +29,14 @@ IMAGE_SUFFIXES = (
     *(".mpo", ".png", ".apng", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
     *(".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".avif", ".avifs"),
 )
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 SIGNATURE_BYTES = 12
+# Their content may be an image's: copies of editors, parts of downloads, and raw files of cameras, which are TIFF files
+# with a small preview.
+_OTHER_SUFFIXES = (
+    *("~", ".bak", ".orig", ".tmp", ".temp", ".part", ".partial", ".crdownload", ".download"),
+    *(".3fr", ".arw", ".cr2", ".dcr", ".dng", ".erf", ".kdc", ".nef", ".nrw", ".orf", ".pef", ".rw2", ".sr2", ".srw"),
+)
 
 ODD_QUALITY = 95  # of the JPEG that replaces a file; with full chroma, nearly without loss
 LARGEST_PIXELS = 1 << 27  # 134 million; ImageNet's largest image has 28 million
@@ -51,6 +57,12 @@ def is_image_name(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
+def may_be_image(name: str) -> bool:
+    """Whether a file of this name (without folders), which has no image's suffix, counts as an image if its content is
+    one: with an unknown suffix or none."""
+    return not name.startswith(".") and not name.lower().endswith(_OTHER_SUFFIXES)
+
+
 def is_jpeg_name(name: str) -> bool:
     """Whether a file of this name counts as a JPEG."""
     return name.lower().endswith(JPEG_SUFFIXES)
@@ -58,7 +70,8 @@ def is_jpeg_name(name: str) -> bool:
 
 def is_image_data(start: bytes) -> bool:
     """Whether a file that begins with these bytes, `SIGNATURE_BYTES` of them, is an image of a common format."""
-    return start.startswith(_SIGNATURES) or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
+    is_bmp = start[:2] == b"BM" and start[6:10] == b"\0\0\0\0"  # two letters alone begin many a text
+    return start.startswith(_SIGNATURES) or is_bmp or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
 
 
 def check_size(width: int, height: int) -> None:

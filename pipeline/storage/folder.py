@@ -17,7 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, StorageError
-from ..pixels.formats import LARGEST_FILE, SIGNATURE_BYTES, BadImage, as_jpeg, is_image_data, is_image_name
+from ..pixels.formats import (
+    LARGEST_FILE,
+    SIGNATURE_BYTES,
+    BadImage,
+    as_jpeg,
+    is_image_data,
+    is_image_name,
+    may_be_image,
+)
 from .classes import is_wnid, sort_classes
 from .names import Names
 from .samples import Sample
@@ -79,6 +87,20 @@ def stand_in_for_val(root: Path) -> SplitFolders | None:
     return SplitFolders(made.folders, f"{made}: used for validation, as there is no val/")
 
 
+def other_folders(root: Path) -> list[Path]:
+    """Folders with images next to `train` or `val` that are called neither: `test`, `dev`, `holdout`."""
+    names = _folder_names(root)
+    called = {name: split_called(name) for name in names}
+    if not {"train", "val"} & {*called.values()}:
+        return []
+    return [root / name for name in names if called[name] not in ("train", "val") and _holds_images(root / name)]
+
+
+def _holds_images(folder: Path) -> bool:
+    """Whether there are images in a folder, or in one directly below it."""
+    return any(map(images_directly_in, (folder, *(folder / name for name in list_classes(folder)))))
+
+
 def _folder_names(root: Path) -> list[str]:
     """The visible folders in `root`. Raises InputError for a broken link that is called like a split."""
     with _entries(root) as entries:
@@ -125,8 +147,10 @@ def in_words(passed_over: PassedOver) -> str:
 def find_images(folder: Path, passed_over: PassedOver | None = None) -> list[str]:
     """The images in `folder` and the folders below it, as paths relative to it, sorted as texts.
 
-    Images are files with an image's suffix, and files without a suffix whose content is one. Links are followed. Other
-    files are added to `passed_over`. Raises InputError for a broken link and for a link to a folder above it.
+    Images are files with an image's suffix, and files with an unknown suffix, or none, whose content is one. Links are
+    followed. Other files are added to `passed_over`.
+
+    Raises InputError for a broken link and for a link to a folder above it.
     """
     passed_over = Counter() if passed_over is None else passed_over
     images = list(_images_below(folder, "", (), passed_over))
@@ -143,7 +167,7 @@ def _images_below(folder: Path, inside: str, above: tuple[str, ...], passed_over
             name = entry.name
             if entry.is_dir():
                 folders.append(entry)
-            elif is_image_name(name) or ("." not in name and _is_image(entry)):
+            elif is_image_name(name) or (may_be_image(name) and not is_hidden(name) and _is_image(entry)):
                 if not entry.is_file():
                     raise _not_a_file(entry)
                 yield inside + name

@@ -17,6 +17,7 @@ from .folder import (
     in_words,
     list_class_folders,
     list_classes,
+    other_folders,
     split_folders,
     stand_in_for_val,
     unwrapped,
@@ -80,6 +81,10 @@ class Split:
         if self.folders is None:
             return lines
         lines += [self.folders.remark] if self.folders.remark else []
+        if self.name == "train":
+            validation = _folders_of(self.path, "val")
+            others = {*other_folders(self.path)} - {*(validation.folders if validation else ())}
+            lines += [f"{folder}: not used, it is neither train nor val" for folder in sorted(others)]
         if passed_over := self._listing.passed_over:
             lines.append(f"{self.name}: {in_words(passed_over)}")
         if others := sum(not is_jpeg_name(name) for name in self._listing.names):

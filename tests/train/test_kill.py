@@ -42,9 +42,9 @@ def test_killed_runs_end_as_an_uninterrupted_one(dataset: Path, tmp_path: Path, 
         (Accident("SIGTERM", 2), 128 + signal.SIGTERM),
         (Accident("evaluation, SIGTERM", 2), 128 + signal.SIGTERM),
     ]
-    if loader in ("torch", "webdataset"):
+    if loader in ("torch", "webdataset"):  # a plan and a stream of samples
         accidents += [(Accident("group", 2), 128 + signal.SIGTERM), (Accident("worker", 1), 1)]
-    if loader == "ffcv":  # each process compiles for seconds
+    else:  # the rest of the state is the same
         accidents = accidents[1::3]
     for accident, code in accidents:
         log.write_text("")

@@ -62,4 +62,4 @@ def test_a_terminal_gets_a_bar_with_everything_that_fits(dataset: Path, tmp_path
     assert any(re.search(whole, line.rstrip()) for line in bars), bars
     logged = [line.strip() for line in re.split(r"[\r\n]", text) if " step " in line]
     assert logged
-    assert all(len(line) <= 80 and "objective" in line and "loss" in line for line in logged)
+    assert all(len(line) <= 80 and "objective" in line and "loss" in line for line in logged), logged

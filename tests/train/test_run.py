@@ -178,6 +178,7 @@ class TestBadInput:
                 ["--data", "ftp://host/shards"],
                 "ftp://host/shards: ftp:// is not read, only s3://, gs://, az://, http://",
             ),
+            (["--data", "s3:/bucket/shards"], "s3:/bucket/shards: an address has two slashes: s3://bucket/shards"),
             (["--run-dir", "hf://user/run"], "hf://user/run: an address, where a path on this machine is wanted"),
             (
                 ["--loader", "bogus"],

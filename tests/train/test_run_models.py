@@ -139,7 +139,7 @@ def test_the_auxiliary_loss_counts_two_fifths(dataset: Path) -> None:
     [
         ("alexnet", (), 64),
         ("resnet152", (), 64),
-        ("se_resnet50", (), 32),
+        ("se_resnet50", (), 64),
         ("pnasnet5large", (), 96),
         ("pyramidnet", ("depth=14", "alpha=8"), 32),
     ],

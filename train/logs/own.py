@@ -21,14 +21,16 @@ class OwnLog:
     def __init__(self, config: TrainConfig, world: World, device_type: str) -> None:
         self._is_performance = config.performance is not None
         self._cards = cards(device_type, world.size)
+        self._has_objective = False  # of its own; once it differs from the loss, every line has both
 
     def step(self, report: StepReport) -> None:
         """`epoch 0.43 step 20 objective 6.912 loss ...`"""
         loss, objective = f"{report.loss:.3f}", f"{report.objective:.3f}"
+        self._has_objective |= report.mixed or objective != loss
         pieces = [
             Piece(f"epoch {report.step / report.steps_per_epoch:.2f}"),
             Piece(f"step {report.step}"),
-            Piece(f"objective {objective}" if report.mixed or objective != loss else ""),
+            Piece(f"objective {objective}" if self._has_objective else ""),
             Piece(f"{'mixed ' if report.mixed else ''}loss {loss}", 2 if report.mixed else 5),
             Piece(f"top1 {report.top1:.1f}", 1 if report.mixed else 4),
             Piece(f"lr {report.lr:.3g}"),

@@ -24,6 +24,9 @@ def is_remote(location: str) -> bool:
     scheme = re.match(r"[A-Za-z][\w+.-]*(?=://)", location)
     if scheme and scheme[0].lower() not in SCHEMES:
         raise InputError(f"{location}: {scheme[0]}:// is not read, only {IN_WORDS} and local folders")
+    slip = re.match(r"([A-Za-z]\w*):/?(?!/)", location)
+    if slip and slip[1].lower() in SCHEMES and not Path(location).exists():
+        raise InputError(f"{location}: an address has two slashes: {slip[1]}://{location[slip.end() :]}")
     return scheme is not None
 
 

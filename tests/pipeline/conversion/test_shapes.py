@@ -86,14 +86,19 @@ def test_other_names_of_validation_are_taken(tmp_path: Path, name: str, caplog: 
     assert (warning in caplog.messages) == (name == "test")
 
 
-@pytest.mark.parametrize("inside", ["test/cat/4.jpg", "test/4.jpg"])
-def test_test_images_next_to_validation_are_named(
+@pytest.mark.parametrize("inside", ["test/cat/4.jpg", "test/4.jpg", "holdout/cat/4.jpg", "dev/4.jpg"])
+def test_other_images_next_to_the_splits_are_named(
     tmp_path: Path, inside: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Also where a run reads the folder."""
     write_images("train/cat/1.jpg", "val/cat/3.jpg", inside)(tmp_path)
+    (tmp_path / "devkit").mkdir()
     source = opened(tmp_path)
     assert by_class(source, "val") == [("3", "cat")]
-    assert f"{tmp_path}/test: not converted, it is neither train nor val" in caplog.messages
+    other = tmp_path / inside.split("/")[0]
+    named = [message for message in caplog.messages if "neither train nor val" in message]
+    assert named == [f"{other}: not converted, it is neither train nor val"]
+    assert f"{other}: not used, it is neither train nor val" in open_split(tmp_path, "train").remarks
 
 
 def test_unlabelled_test_images_do_not_become_validation(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

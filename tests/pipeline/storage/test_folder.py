@@ -55,10 +55,14 @@ def test_images_in_nested_folders_are_sorted_by_path(tmp_path: Path) -> None:
     assert find_images(tmp_path) == ["a.jpg", "a/b/c.jpg", "a/z.jpg", "b.jpg"]
 
 
-def test_image_without_a_suffix_is_recognised_by_its_content(tmp_path: Path) -> None:
-    (tmp_path / "0017").write_bytes(IMAGE)
+def test_image_without_its_suffix_is_recognised_by_its_content(tmp_path: Path) -> None:
+    for name in ("0017", "0019.image", "a.b.JPEG_", "a.jpg~", "b.jpg.part", "c.dng", ".d"):
+        (tmp_path / name).write_bytes(IMAGE)
     (tmp_path / "0018").write_bytes(b"not an image")
-    assert find_images(tmp_path) == ["0017"]
+    (tmp_path / "brands.csv").write_bytes(b"BMW,1,2,3,4,5,6")
+    passed_over: PassedOver = Counter()
+    assert find_images(tmp_path, passed_over) == ["0017", "0019.image", "a.b.JPEG_"]
+    assert passed_over == {".csv": 1, ".jpg~": 1, ".part": 1, ".dng": 1, "hidden": 1, "without suffix": 1}
 
 
 def test_folder_linked_into_itself_is_refused(tmp_path: Path) -> None:
