@@ -83,8 +83,8 @@ class Split:
         lines += [self.folders.remark] if self.folders.remark else []
         if self.name == "train":
             validation = _folders_of(self.path, "val")
-            others = {*other_folders(self.path)} - {*(validation.folders if validation else ())}
-            lines += [f"{folder}: not used, it is neither train nor val" for folder in sorted(others)]
+            unused = {*other_folders(self.path)} - {*(validation.folders if validation else ())}
+            lines += [f"{folder}: not used, it is neither train nor val" for folder in sorted(unused)]
         if passed_over := self._listing.passed_over:
             lines.append(f"{self.name}: {in_words(passed_over)}")
         if others := sum(not is_jpeg_name(name) for name in self._listing.names):
