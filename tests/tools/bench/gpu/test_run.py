@@ -40,18 +40,18 @@ def test_loaders(dataset: Path, out: Path, one_thread: None) -> None:
 def test_models(dataset: Path, out: Path, one_thread: None) -> None:
     figures = measured("models", dataset, out)
     assert figures["bf16 matrix product"]["tflops"] > 0
-    assert figures["alexnet, NCHW"]["share_of_matrix_rate"] > 0
+    assert figures["torchvision/resnet50, NCHW"]["share_of_matrix_rate"] > 0
 
 
 def test_training(dataset: Path, out: Path, one_thread: None) -> None:
-    figure = measured("training", dataset, out)["alexnet, NCHW"]
+    figure = measured("training", dataset, out)["torchvision/resnet50, NCHW"]
     assert figure["limited_by"] in ("compute", "unexplained")
     assert 0 <= figure["data_wait"] < 1
     assert figure["loader_images_per_s"] > figure["model_images_per_s"]
 
 
 def test_verdicts(dataset: Path, out: Path, one_thread: None) -> None:
-    figure = measured("verdicts", dataset, out)["AlexNet, one thread"]
+    figure = measured("verdicts", dataset, out)["ResNet-50, all threads"]
     assert figure["trained_images_per_s"] > 0
     assert figure["within_tolerance"] == (abs(figure["prediction_error"]) <= 0.1)
     assert figure["verdict"]
@@ -78,8 +78,9 @@ def test_the_report_has_what_was_measured(
     measured("models", dataset, out)
     with caplog.at_level("INFO"):
         assert run_command(bench, GpuSettings, ["--report", "--out", str(out)]) == 0
-    assert "alexnet, NCHW" in caplog.text
-    assert "published" not in caplog.text  # of AlexNet nothing is
+    assert "torchvision/resnet50, NCHW" in caplog.text
+    assert "published: torchvision/resnet50, 1,218 images/s on one NVIDIA GeForce RTX 3090 (timm" in caplog.text
+    assert "verdicts: not measured" in caplog.text or "within 10%" in caplog.text
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"result": {"out": str(out)}}
 
 
