@@ -4,6 +4,8 @@ eager float32 to compiled; the share of the step that waits for data, and of the
 from collections.abc import Iterator
 from typing import Any, Literal
 
+from pipeline import loaders
+from pipeline.storage.split import open_split
 from tools.bench.gpu import models
 from tools.bench.gpu.data import data_of
 from tools.bench.gpu.record import Figure, Measurement, Record, measure_all
@@ -85,9 +87,6 @@ def figures(
 
 def loader_of(settings: GpuSettings) -> str:
     """What `--loader auto` means for the data."""
-    from pipeline import loaders
-    from pipeline.storage.split import open_split
-
     name, _ = loaders.choose(open_split(data_of(settings).tiled, "train"))
     return name
 
