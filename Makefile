@@ -8,7 +8,7 @@ READY := .venv/.ready
 
 .DEFAULT_GOAL := help
 .PHONY: help env env-latest constraints demo test test-floor test-measure test-schedulers fuzz lint \
-	bench bench-convert bench-models bench-loop bench-augment bench-scale clean
+	bench bench-convert bench-models bench-loop bench-augment bench-scale bench-gpu clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ bench-augment: env ## Measure augmentation next to torchvision's and timm's; `BE
 
 bench-scale: env ## Measure what ranks, images, shards and epochs cost; `BENCHARGS="--ranks 64 --images 1281167"`
 	$(VENV_PYTHON) tools/bench_scale.py $(BENCHARGS)
+
+bench-gpu: env ## On a CUDA GPU, measure everything there, in parts of 8 minutes; `BENCHARGS="--part loaders"`
+	$(VENV_PYTHON) tools/bench_gpu.py $(BENCHARGS)
 
 clean: ## Remove .venv and the caches; data and runs stay
 	rm -rf .venv .venv-floor build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -35,6 +35,7 @@ BENCHES = {
     "bench-loop": "tools/bench_loop.py",
     "bench-augment": "tools/bench_augment.py",
     "bench-scale": "tools/bench_scale.py",
+    "bench-gpu": "tools/bench_gpu.py",
 }
 """What a target of the Makefile hands BENCHARGS to."""
 

@@ -19,6 +19,7 @@ by their checksums before DALI gets them.
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple, TypeVar
 
@@ -58,6 +59,20 @@ PLACEHOLDER = np.frombuffer(simplejpeg.encode_jpeg(np.zeros((8, 8, 1), np.uint8)
 """What DALI is fed where it has nothing to decode of a batch: it takes no empty ones."""
 
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuDecoding:
+    """How DALI decodes on a GPU: by default as the loader does; other ways are for measuring what they take."""
+
+    hardware_share: float = 0.65
+    """Of the images, how many go to the GPU's JPEG engine where it has one, 0 to 1; DALI's own default. The rest are
+    decoded by nvJPEG's kernels."""
+    fancy_upsampling: bool = True
+    """As libjpeg-turbo decodes by default, and so every other loader."""
+
+
+AS_EVERY_LOADER = GpuDecoding()
 
 
 class Part(NamedTuple):
@@ -186,7 +201,14 @@ class Source:
 
 
 @pipeline_def
-def image_pipeline(source: Source, resolution: int, on_gpu: bool, resizes: bool, cubic: bool) -> Any:
+def image_pipeline(
+    source: Source,
+    resolution: int,
+    on_gpu: bool,
+    resizes: bool,
+    cubic: bool,
+    decoding: GpuDecoding = AS_EVERY_LOADER,
+) -> Any:
     """Decoded images, uint8 [H, W, 3] each; if DALI `resizes`, uint8 [B, R, R, 3]: crop, antialiased resize, bicubic or
     bilinear, black pixels beyond the image, flip. A pipeline on the CPU can resize too, which is how this is tested."""
     num_inputs = 1 + (len(ResizeArguments._fields) if resizes else 0)
@@ -196,8 +218,8 @@ def image_pipeline(source: Source, resolution: int, on_gpu: bool, resizes: bool,
         jpegs,
         device="mixed" if on_gpu else "cpu",
         output_type=types.RGB,
-        # As libjpeg-turbo decodes by default, and so every other loader.
-        jpeg_fancy_upsampling=True,
+        jpeg_fancy_upsampling=decoding.fancy_upsampling,
+        hw_decoder_load=decoding.hardware_share,  # the decoder of the CPU takes it too, and ignores it
         use_fast_idct=False,
         adjust_orientation=False,
     )
@@ -222,8 +244,8 @@ def image_pipeline(source: Source, resolution: int, on_gpu: bool, resizes: bool,
 class DaliLoader:
     """DALI behind Sluice's contract."""
 
-    def __init__(self, spec: LoaderSpec) -> None:
-        self._spec, self._plan = spec, spec.plan
+    def __init__(self, spec: LoaderSpec, decoding: GpuDecoding = AS_EVERY_LOADER) -> None:
+        self._spec, self._plan, self._decoding = spec, spec.plan, decoding
         self._samples = spec.split.samples  # opened here, so that a damaged file is named before the first step
         self.batches_per_epoch = self._plan.batches_per_epoch
         self._on_gpu = spec.device.type == "cuda"
@@ -245,6 +267,7 @@ class DaliLoader:
             on_gpu=self._on_gpu,
             resizes=self._on_gpu,
             cubic=spec.crop.cubic,
+            decoding=self._decoding,
             batch_size=spec.batch_size,
             num_threads=max(1, spec.workers),
             device_id=spec.device.index or 0 if self._on_gpu else None,

@@ -25,6 +25,10 @@ pytestmark = [
 ]
 
 
+ON_DEVICE_MAX = 12
+"""How far pixels that nvJPEG decodes may be from libjpeg's, in steps of 1/255: see test_dali_cuda.py."""
+
+
 @pytest.mark.parametrize("name", [name for name in loaders.names() if loaders.facts(name).reads])
 def test_batches_on_the_device_are_those_of_the_cpu(dataset: Path, name: str) -> None:
     module = loaded(name)
@@ -46,7 +50,7 @@ def test_batches_on_the_device_are_those_of_the_cpu(dataset: Path, name: str) ->
         assert torch.equal(batch.labels.cpu(), expected.labels)
         difference = (batch.images.cpu().int() - expected.images.int()).abs()
         assert difference.float().mean() <= 2
-        assert difference.max() <= module.FACTS.max_difference
+        assert difference.max() <= (ON_DEVICE_MAX if name == "dali" else module.FACTS.max_difference)
     on_cpu.close()
     on_device.close()
 

@@ -37,7 +37,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from pipeline import loaders
-from pipeline.contract import Decoder, LoaderSpec
+from pipeline.contract import CPU, Decoder, Loader, LoaderSpec
 from pipeline.conversion.convert import convert
 from pipeline.conversion.finding import SourceFlags, open_source
 from pipeline.conversion.settings import ConvertSettings
@@ -56,6 +56,8 @@ RESOLUTION = 224
 TRAINING = CropPolicy(training=True)
 Epoch = Callable[[int], int]
 """Runs the epoch of this number; returns the number of its images."""
+Batches = Callable[[int], Iterable[Any]]
+"""The images of each batch of the epoch of this number."""
 
 STOCK, STOCK_Q90, STOCK_EVAL = "FFCV, original bytes", "FFCV, its own q90", "FFCV CenterCrop, original bytes"
 TORCHVISION, PIL, DALI, DALI_ROI = "torchvision + DataLoader", "PIL + DataLoader", "DALI", "DALI, ROI decode"
@@ -156,26 +158,41 @@ def torchvision_v2(folder: Path, settings: BenchSettings) -> Epoch:
 
 
 def dali(folder: Path, settings: BenchSettings, roi: bool) -> Epoch:
-    """DALI on the CPU, as in its ImageNet examples: decodes whole images, or with `roi` only the crop."""
+    """DALI on the CPU."""
+    return whole_epochs(dali_batches(folder, settings, roi))
+
+
+def dali_batches(
+    folder: Path, settings: BenchSettings, roi: bool, device: torch.device = CPU, hardware_share: float = 0.65
+) -> Batches:
+    """DALI as in its ImageNet examples: decodes whole images, or with `roi` only the crop. On a GPU, its JPEG engine
+    decodes `hardware_share` of the whole images, where it has one, and all else is done there too."""
     from nvidia.dali import fn, pipeline_def, types
+
+    on_gpu = device.type == "cuda"
+    decoder = "mixed" if on_gpu else "cpu"
 
     @pipeline_def
     def pipeline() -> Any:
         jpegs, _ = fn.readers.file(file_root=str(folder / "train"), random_shuffle=True, name="reader")
         if roi:
             images = fn.decoders.image_random_crop(
-                jpegs, output_type=types.RGB, random_area=[0.08, 1.0], random_aspect_ratio=[3 / 4, 4 / 3]
-            )
+                jpegs, device=decoder, output_type=types.RGB, random_area=[0.08, 1.0],
+                random_aspect_ratio=[3 / 4, 4 / 3],
+            )  # fmt: skip
             images = fn.resize(images, size=[RESOLUTION, RESOLUTION], interp_type=types.INTERP_LINEAR, antialias=True)
         else:
-            images = fn.decoders.image(jpegs, output_type=types.RGB)
+            images = fn.decoders.image(jpegs, device=decoder, output_type=types.RGB, hw_decoder_load=hardware_share)
             images = fn.random_resized_crop(images, size=[RESOLUTION, RESOLUTION], antialias=True)
         return fn.flip(images, horizontal=fn.random.coin_flip())
 
-    built = pipeline(batch_size=settings.batch_size, num_threads=settings.workers, device_id=None)
+    device_id = device.index or 0 if on_gpu else None
+    built = pipeline(batch_size=settings.batch_size, num_threads=settings.workers, device_id=device_id)
     built.build()
     batches = settings.images // settings.batch_size
-    return lambda epoch: count_images(built.run()[0].as_array() for _ in range(batches))
+    if on_gpu:
+        return lambda epoch: (built.run()[0] for _ in range(batches))  # as they are, on the device
+    return lambda epoch: (built.run()[0].as_array() for _ in range(batches))
 
 
 def spdl(folder: Path, settings: BenchSettings) -> Epoch:
@@ -255,14 +272,20 @@ def region_decode(dataset: Path, work: Path, settings: BenchSettings) -> Epoch:
 
 
 def stock_ffcv(beton: Path, settings: BenchSettings, training: bool) -> Epoch:
-    """FFCV's Loader with its own decoders."""
+    """FFCV on the CPU."""
+    return whole_epochs(ffcv_batches(beton, settings, training))
+
+
+def ffcv_batches(beton: Path, settings: BenchSettings, training: bool, device: torch.device = CPU) -> Batches:
+    """FFCV's Loader with its own decoders, and its own copy to a GPU."""
     from ffcv.fields.decoders import CenterCropRGBImageDecoder, IntDecoder, RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
-    from ffcv.transforms import RandomHorizontalFlip, ToTensor
+    from ffcv.transforms import RandomHorizontalFlip, ToDevice, ToTensor
 
     size = (RESOLUTION, RESOLUTION)
     decoder = RandomResizedCropRGBImageDecoder(size) if training else CenterCropRGBImageDecoder(size, ratio=224 / 256)
     flip = [RandomHorizontalFlip()] if training else []
+    to_device = [ToDevice(device, non_blocking=True)] if device.type == "cuda" else []
     loader = Loader(
         str(beton),
         batch_size=settings.batch_size,
@@ -270,10 +293,13 @@ def stock_ffcv(beton: Path, settings: BenchSettings, training: bool) -> Epoch:
         order=OrderOption.QUASI_RANDOM if training else OrderOption.SEQUENTIAL,
         os_cache=True,
         drop_last=training,
-        pipelines={"image": [decoder, *flip, ToTensor()], "label": [IntDecoder(), ToTensor()]},
+        pipelines={
+            "image": [decoder, *flip, ToTensor(), *to_device],
+            "label": [IntDecoder(), ToTensor(), *to_device],
+        },
     )
     numba.types.uint8[::1].mutable = True  # FFCV makes numba's own type a read-only one, for every kernel
-    return lambda epoch: count_images(images for images, _ in loader)
+    return lambda epoch: (images for images, _ in loader)
 
 
 def write_ffcv_q90(folder: Path, beton: Path, workers: int) -> None:
@@ -291,6 +317,11 @@ def count_images(batches: Iterable[Any]) -> int:
     return sum(len(images) for images in batches)
 
 
+def whole_epochs(batches: Batches) -> Epoch:
+    """Epochs whose batches are consumed."""
+    return lambda epoch: count_images(batches(epoch))
+
+
 # --- Sluice's loaders
 
 
@@ -303,16 +334,32 @@ def sluice(
     remote: RemoteSettings = RemoteSettings(),  # noqa: B008 (it is immutable)
 ) -> Epoch:
     """A loader of Sluice."""
-    spec = LoaderSpec(
+    return whole_epochs(sluice_batches(loaders.create(name, sluice_spec(dataset, settings, training, decoder, remote))))
+
+
+def sluice_spec(
+    dataset: Path | str,
+    settings: BenchSettings,
+    training: bool = True,
+    decoder: Decoder = "auto",
+    remote: RemoteSettings = RemoteSettings(),  # noqa: B008 (it is immutable)
+    device: torch.device = CPU,
+) -> LoaderSpec:
+    """What a loader of Sluice is to do."""
+    return LoaderSpec(
         split=open_split(dataset, "train", remote),
         batch_size=settings.batch_size,
         crop=CropPolicy(training=training),
         workers=settings.workers,
         max_resolution=RESOLUTION,
         decoder=decoder,
+        device=device,
     )
-    loader = loaders.create(name, spec)
-    return lambda epoch: count_images(batch.images for batch in loader.epoch(epoch, RESOLUTION))
+
+
+def sluice_batches(loader: Loader) -> Batches:
+    """The batches of a loader of Sluice."""
+    return lambda epoch: (batch.images for batch in loader.epoch(epoch, RESOLUTION))
 
 
 @contextlib.contextmanager

@@ -162,6 +162,7 @@ def _timm(name: str) -> nn.Module:
 
 REFERENCES: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "alexnet": ("torchvision", lambda: torchvision.models.alexnet()),
+    "torchvision/resnet50": ("timm", lambda: _timm("resnet50")),
     "resnet152": ("torchvision", lambda: torchvision.models.resnet152()),
     "se_resnet50": ("timm", lambda: _timm("seresnet50")),
     "se_resnet50_caffe": ("Cadene", lambda: _cadene("se_resnet50")),
@@ -258,10 +259,10 @@ def compare(settings: BenchSettings, name: str, variant: Variant) -> dict[str, f
     return row
 
 
-def matrix_rate(settings: BenchSettings) -> float:
+def matrix_rate(settings: BenchSettings, side: int = MATRIX_SIDE) -> float:
     """TFLOP/s of a large bf16 matrix product on the device: the ceiling for a network."""
     device = select(settings.device, 0, 1)
-    left, right = (torch.randn(MATRIX_SIDE, MATRIX_SIDE, device=device, dtype=torch.bfloat16) for _ in range(2))
+    left, right = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
     times = []
     for _ in range(20):
         synchronize(device)
@@ -269,7 +270,7 @@ def matrix_rate(settings: BenchSettings) -> float:
         left @ right
         synchronize(device)
         times.append(time.perf_counter() - started)
-    return 2 * MATRIX_SIDE**3 / median(times[5:]) / 1e12
+    return 2 * side**3 / median(times[5:]) / 1e12
 
 
 def in_a_process(function: Callable[..., Result], *arguments: Any) -> Result:
@@ -283,12 +284,16 @@ def measure(settings: BenchSettings, name: str, variant: Variant, ceiling: float
     row: dict[str, Any] = {"model": name, "variant": variant.name, "reference": REFERENCES[name][0]}
     row |= in_a_process(compare, settings, name, variant)
     if ceiling:
-        with torch.device("meta"):
-            network = models.card(name).build(CLASSES)
-        cost = 6e-3 * gmacs(network, settings.resolution or models.card(name).resolution)  # backward is twice forward
-        row["step_tflops"] = round(cost * row["step_ours_images_per_s"], 1)
-        row["share_of_matrix_rate"] = round(row["step_tflops"] / ceiling, 3)
+        row |= arithmetic(name, settings.resolution, row["step_ours_images_per_s"], ceiling)
     return row
+
+
+def arithmetic(name: str, resolution: int | None, images_per_s: float, ceiling: float) -> dict[str, float]:
+    """What a rate of training steps is in TFLOP/s, and as a share of the matrix rate."""
+    card = models.card(name)
+    network = card.build_without_memory(CLASSES)
+    tflops = 6e-3 * gmacs(network, resolution or card.resolution) * images_per_s  # backward is twice forward
+    return {"step_tflops": float(f"{tflops:.3g}"), "share_of_matrix_rate": round(tflops / ceiling, 3)}
 
 
 COLUMNS = (

@@ -6,26 +6,19 @@ fit into memory, and neither may end the profile.
 
 import contextlib
 import dataclasses
-import logging
-import multiprocessing
-import multiprocessing.connection
-import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import psutil
-import torch
-
 from pipeline.storage.split import Split
+from tools.bench.processes import NotMeasuredError, TooLongError, results_within
 from tools.bench.report import Rate
 from tools.profiling.advice import WORTH, Advice
 from tools.profiling.throughput import in_processes
 from tools.profiling.windows import BatchSource, RateMeter, Windows, measure_in_turn
 from train.config import TrainConfig
 from train.device import DEVICE_TYPES, configure_math, select
-from train.failures import first_line
 from train.inputs import open_data
 from train.meeting import meet
 from train.network import build_model
@@ -139,70 +132,21 @@ def try_all(
 
 def try_change(config: TrainConfig, change: Change, windows: Windows, seconds: float) -> Trial:
     """Try one change, in a process of its own and for so many seconds at most."""
-    if seconds <= 0:
-        return Trial(flag=change.flag, problem="no time left; more --advice-seconds")
     changed = dataclasses.replace(config, **{change.setting: change.value})
-    with _process(config, changed, windows) as (process, receiver):
-        if not receiver.poll(seconds):
-            return Trial(flag=change.flag, problem=f"took longer than {seconds:.0f} s; more --advice-seconds")
-        try:
-            outcome: list[float] | str = receiver.recv()
-        except EOFError:
-            process.join()
-            return Trial(flag=change.flag, problem=f"{_ending(process.exitcode)}, perhaps for lack of memory")
-    if isinstance(outcome, str):
-        return Trial(flag=change.flag, problem=outcome)
-    return Trial(flag=change.flag, ratio=Rate.of(outcome))
-
-
-def _ending(exit_code: int | None) -> str:
-    if exit_code is not None and exit_code < 0:
-        return f"its process was killed by {signal.Signals(-exit_code).name}"
-    return f"its process ended with exit code {exit_code}"
-
-
-@contextlib.contextmanager
-def _process(
-    config: TrainConfig, changed: TrainConfig, windows: Windows
-) -> Iterator[tuple[multiprocessing.process.BaseProcess, multiprocessing.connection.Connection]]:
-    """The process of a trial, and where its outcome arrives. At the end of the block, it and all that it started
-    (loaders' workers, ranks, compilers) are killed."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_run, args=(sender, config, changed, windows))
-    # Blocked until `_run`: a Ctrl-C at the terminal reaches it too, and Python would print a traceback.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    sender.close()
-    try:
-        yield process, receiver
-    finally:
-        assert process.pid is not None
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for child in psutil.Process(process.pid).children(recursive=True):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    child.kill()
-        process.kill()
-        process.join()
-        receiver.close()
+        (ratios,) = results_within(seconds, _ratios, config, changed, windows)
+    except TooLongError as error:
+        return Trial(flag=change.flag, problem=f"{error}; more --advice-seconds")
+    except NotMeasuredError as error:
+        return Trial(flag=change.flag, problem=str(error))
+    return Trial(flag=change.flag, ratio=Rate.of(ratios))
 
 
-def _run(
-    sender: multiprocessing.connection.Connection, config: TrainConfig, changed: TrainConfig, windows: Windows
-) -> None:
-    """The trial's process: sends the ratios, or what went wrong."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    logging.disable(logging.CRITICAL)  # the parent says what went wrong
-    try:
-        sender.send(in_processes(config, compare, changed, windows))
-    except torch.OutOfMemoryError:
-        sender.send("does not fit into the device's memory")
-    except Exception as error:  # whatever it is, the profile is complete without this setting
-        sender.send(f"fails here: {first_line(error) or type(error).__name__}")
+def _ratios(config: TrainConfig, changed: TrainConfig, windows: Windows) -> Iterator[list[float]]:
+    """The trial's process."""
+    ratios = in_processes(config, compare, changed, windows)
+    assert ratios is not None, "rank 0 returns them"
+    yield ratios
 
 
 def compare(config: TrainConfig, changed: TrainConfig, windows: Windows, world: World) -> list[float] | None:
