@@ -99,7 +99,7 @@ def _run(
         for result in function(*arguments):
             sender.send(("result", result))
         sender.send(("end", None))
-    except Exception as error:  # whatever it is, other measurements go on without this one
+    except Exception as error:  # whatever it is, other measurements do without this one
         sender.send(("problem", problem_of(error)))
 
 

@@ -69,7 +69,7 @@ def measure(record: Record) -> None:
     }
     record.add(RUN, figure)
     if code == 128 + signal.SIGTERM:
-        record.left_out[RUN] = f"stopped after {figure['epochs']:.2f} epochs; call again to go on"
+        record.left_out[RUN] = f"stopped after {figure['epochs']:.2f} epochs; call again to resume"
         record.write()
     elif code:
         record.left_out[RUN] = f"train/run.py ended with exit code {code}"

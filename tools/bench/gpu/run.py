@@ -3,7 +3,7 @@
     python tools/bench_gpu.py --part loaders --data data/imagenet
 
 Each part writes its figures to a JSON file in `--out`, after each of them, with the machine, the command and the date;
-called again, it goes on with what is missing. `--report` prints the tables.
+called again, it continues with what is missing. `--report` prints the tables.
 """
 
 import logging

@@ -88,7 +88,7 @@ class GpuSettings:
     """Measure on a GPU what was written without one: tests, loaders, models, training, the profiler, an accuracy."""
 
     part: tuple[Part, ...] = PARTS
-    """What to measure, in this order. A part that ran out of time goes on where it stopped when it is called again."""
+    """What to measure, in this order. A part that ran out of time is resumed when it is called again."""
     data: Path | None = None
     """Folder of ImageNet's images or archives, or a converted dataset; default: the demo's data."""
     out: Path = Path("runs/bench-gpu")
