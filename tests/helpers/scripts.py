@@ -118,7 +118,7 @@ def losses(run_dir: Path) -> list[float]:
     return [row["loss"] for row in rows if row["kind"] == "train"]
 
 
-def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str], timeout: float = 60) -> None:
+def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str], timeout: float = 200) -> None:
     """Wait for something that a running process does. Fails where that ends, or after `timeout` seconds."""
     end = time.monotonic() + timeout
     while not happened():
@@ -134,11 +134,20 @@ def weights(run_dir: Path) -> dict[str, Tensor]:
     return model
 
 
+def suspend(process: psutil.Process) -> None:
+    """Stop a process, and wait until it stands still: signals that are sent before that may arrive first."""
+    process.suspend()
+    end = time.monotonic() + 60
+    while process.status() != psutil.STATUS_STOPPED:
+        assert time.monotonic() < end, f"{process} does not stop"
+        time.sleep(0.01)
+
+
 @contextlib.contextmanager
 def held(rank: psutil.Process, timeout: float = 300) -> Iterator[None]:
     """Inside the block, a rank stands still, and the others soon wait for it: their run cannot end. At the end of the
     block it continues, once it has received a signal to stop, or ended."""
-    rank.suspend()
+    suspend(rank)
     yield
     end = time.monotonic() + timeout
     while not _has_signal(rank):

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 
-def wait_until(happened: Callable[[], bool], timeout: float = 60) -> None:
+def wait_until(happened: Callable[[], bool], timeout: float = 200) -> None:
     """Until `happened()`, which must be within `timeout` seconds."""
     end = time.monotonic() + timeout
     while not happened():

@@ -479,7 +479,7 @@ def interrupted_script(number: signal.Signals, records: int, dst: Path, *argumen
         while process.poll() is None and len(list(dst.glob(".conversion/*-??????.json"))) < records:
             time.sleep(0.001)
         process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=200)
     return process.returncode, errors
 
 

@@ -60,9 +60,9 @@ def test_a_stopped_profile_keeps_what_it_measured(number: signal.Signals, datase
             os.killpg(process.pid, number)  # as Ctrl-C at a terminal does
         else:
             process.send_signal(number)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=200)
         assert process.returncode == 128 + number
-        psutil.wait_procs(family, timeout=10)
+        psutil.wait_procs(family, timeout=60)
         assert not [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
     text = log.read_text()
     assert output == "", "the result line is for complete profiles"
@@ -85,7 +85,7 @@ def test_all_processes_end_and_the_first_loader_is_kept(dataset: Path, tmp_path:
     with profiling(dataset, out, log, *flags) as process:
         wait_for_line("loader 2 of 2: torch", log, process)
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
+        process.communicate(timeout=200)
     assert process.returncode == 128 + signal.SIGTERM, log.read_text()
     assert [base["loader"] for base in content_of(out)["profiles"]] == ["synthetic"]
     assert "Traceback" not in log.read_text()
@@ -96,7 +96,7 @@ def test_before_anything_is_measured_nothing_is_written(dataset: Path, tmp_path:
     with profiling(dataset, out, log, "--loader", "torch", "--model", "torchvision/resnet152") as process:
         wait_for_line("loader 1 of 1: torch", log, process)
         os.killpg(process.pid, signal.SIGINT)
-        process.communicate(timeout=60)
+        process.communicate(timeout=200)
     assert process.returncode == 128 + signal.SIGINT
     assert "incomplete (interrupted), measured so far: torch (0 of 3 windows)" in log.read_text()
     assert list(out.iterdir()) == []
