@@ -91,8 +91,8 @@ def test_a_run_on_one_machine_offers_strangers_nothing(hosts: Hosts, dataset: Pa
         used = " ".join(str(port) for _, port in found)
         for host, addresses in ((hosts.second, ADDRESSES[0]), (hosts.stranger, f"{OUTSIDE} {ADDRESSES[0]}")):
             command = [*host, sys.executable, "-c", REACH, addresses, used]
-            answers = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200).stdout.split("\n")
-            assert answers == ["refused"] * len(found) * len(addresses.split()) + [""]
+            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200)
+            assert done.stdout.split("\n") == ["refused"] * len(found) * len(addresses.split()) + [""]
         run.terminate()
         assert finish(run, timeout=400).returncode == 143
     finally:
