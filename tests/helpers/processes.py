@@ -32,7 +32,7 @@ from train.loop import Trainer
 from train.run import main
 from train.stopping import StopRequests
 
-SECONDS = 120
+SECONDS = 240
 KILLED = -signal.SIGKILL
 EVERYTHING = [
     "--model", "pyramidnet", "--model-kwargs", "depth=14", "alpha=8", "drop_rate=0.5",

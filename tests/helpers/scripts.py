@@ -42,12 +42,12 @@ def start(
     return process
 
 
-def finish(process: subprocess.Popen[str], timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def finish(process: subprocess.Popen[str], timeout: float = 240) -> subprocess.CompletedProcess[str]:
     """Wait until the process has ended. After `timeout` seconds, kill it and fail."""
     return finish_all(process, timeout=timeout)[0]
 
 
-def finish_all(*processes: subprocess.Popen[str], timeout: float = 120) -> list[subprocess.CompletedProcess[str]]:
+def finish_all(*processes: subprocess.Popen[str], timeout: float = 240) -> list[subprocess.CompletedProcess[str]]:
     """Wait until all have ended. A failure shows their stderr and the stacks of all their processes."""
     end = time.monotonic() + timeout
     try:
