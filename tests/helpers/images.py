@@ -1,6 +1,7 @@
 """Photograph-like images for the tests, drawn from a seed, and JPEG files of them."""
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,15 @@ def photograph(height: int, width: int, seed: int) -> np.ndarray:
     smooth += rng.normal(0, 3, (height, width, 1))
     pixels: np.ndarray = np.clip(smooth, 0, 255).round().astype(np.uint8)
     return pixels
+
+
+def write_training_images(root: Path, jpeg: bytes, count: int) -> Path:
+    """Write a JPEG so many times below train/, in two class folders. Returns `root`."""
+    for number in range(count):
+        path = root / "train" / f"n0000000{number % 2}" / f"{number}.JPEG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg)
+    return root
 
 
 def jpeg_bytes(image: np.ndarray, mode: str = "RGB", **options: Any) -> bytes:

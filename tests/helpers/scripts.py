@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.distributed import TCPStore
 
+from tests.helpers import waiting
 from train._elastic_internals import AGENT_STORE_VARIABLE
 from train.stopping import STOP_SIGNALS
 
@@ -118,7 +119,7 @@ def losses(run_dir: Path) -> list[float]:
     return [row["loss"] for row in rows if row["kind"] == "train"]
 
 
-def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str], timeout: float = 200) -> None:
+def wait_until(happened: Callable[[], bool], process: subprocess.Popen[Any], timeout: float = 200) -> None:
     """Wait for something that a running process does. Fails where that ends, or after `timeout` seconds."""
     end = time.monotonic() + timeout
     while not happened():
@@ -137,10 +138,7 @@ def weights(run_dir: Path) -> dict[str, Tensor]:
 def suspend(process: psutil.Process) -> None:
     """Stop a process, and wait until it stands still: signals that are sent before that may arrive first."""
     process.suspend()
-    end = time.monotonic() + 60
-    while process.status() != psutil.STATUS_STOPPED:
-        assert time.monotonic() < end, f"{process} does not stop"
-        time.sleep(0.01)
+    waiting.wait_until(lambda: process.status() == psutil.STATUS_STOPPED, timeout=60)
 
 
 @contextlib.contextmanager

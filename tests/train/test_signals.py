@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import pytest
 
 from tests.helpers.processes import EVERYTHING, Accident, run_process, run_ranks
 from tests.helpers.runs import TINY, assert_same_end, newest_checkpoint, newest_step
-from tests.helpers.scripts import ROOT, ranks_of, suspend
+from tests.helpers.scripts import ROOT, ranks_of, suspend, wait_until
 
 OUR_LAUNCHER = (sys.executable,)
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -45,16 +44,8 @@ def wait_for_a_step(log: Path, process: subprocess.Popen[bytes], after: int = 0)
         numbers = map(int, re.findall(r"^epoch .* step (\d+) ", log.read_text(), re.MULTILINE))
         return [number for number in numbers if number > after]
 
-    wait_until(lambda: bool(steps()), process)
+    wait_until(lambda: bool(steps()), process, SECONDS)
     return steps()[0]
-
-
-def wait_until(happened: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not happened():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def to_rank(rank: int, number: signal.Signals) -> Callable[[subprocess.Popen[bytes]], None]:
@@ -146,7 +137,7 @@ def test_two_ranks_survive_a_hangup_under_nohup_and_end_at_once_at_the_second_ct
         ranks = ranks_of(process)
         suspend(ranks[1])  # so that the run cannot stop as the first Ctrl-C asks
         process.send_signal(signal.SIGINT)
-        wait_until(lambda: signal.SIGINT in pending(ranks[1]), process)
+        wait_until(lambda: signal.SIGINT in pending(ranks[1]), process, SECONDS)
         process.send_signal(signal.SIGINT)
         assert process.wait(SECONDS) == 128 + signal.SIGINT, log.read_text()
         assert not psutil.wait_procs(ranks, timeout=60)[1]

@@ -8,7 +8,7 @@ import pytest
 from pipeline.conversion.convert import convert
 from pipeline.conversion.settings import ConvertSettings
 from pipeline.storage.split import open_split
-from tests.helpers.images import jpeg_bytes, photograph
+from tests.helpers.images import jpeg_bytes, photograph, write_training_images
 from tools.profiling.estimate import conversion_factors
 
 TILES, SMALLER = "convert to tiles (tools/convert_imagenet.py)", "convert with --max-side 400"
@@ -17,13 +17,8 @@ TILES, SMALLER = "convert to tiles (tools/convert_imagenet.py)", "convert with -
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight photographs of 1600 x 2000."""
-    root = tmp_path_factory.mktemp("photographs")
     data = jpeg_bytes(np.tile(photograph(400, 500, seed=1), (4, 4, 1)))
-    for number in range(8):
-        path = root / "train" / f"n0000000{number % 2}" / f"{number}.JPEG"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    return root
+    return write_training_images(tmp_path_factory.mktemp("photographs"), data, 8)
 
 
 @pytest.mark.measure

@@ -18,7 +18,7 @@ from pipeline.pixels.jpeg.decoder import STEPS
 from pipeline.storage.samples import Sample
 from pipeline.storage.shards import ShardSamples
 from pipeline.storage.split import open_split
-from tests.helpers.images import jpeg_bytes, photograph
+from tests.helpers.images import jpeg_bytes, photograph, write_training_images
 from tests.helpers.loaders import loaded
 from tools.profiling import page_cache
 from tools.profiling.loader_parts import PARTS, LoaderParts, PartClock, measure_parts
@@ -31,11 +31,8 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """48 photographs of 640 x 800 in both formats, so that the work on pixels outweighs Python."""
     root = tmp_path_factory.mktemp("photographs")
     data = jpeg_bytes(photograph(640, 800, seed=1))
-    for number in range(48):
-        path = root / "images" / "train" / f"n0000000{number % 2}" / f"{number}.JPEG"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    convert(ConvertSettings(src=(root / "images",), dst=root / "shards", splits=("train",), workers=2))
+    images = write_training_images(root / "images", data, 48)
+    convert(ConvertSettings(src=(images,), dst=root / "shards", splits=("train",), workers=2))
     return root / "shards"
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from pipeline.order.stream import StreamPlan
 from pipeline.storage.folder import FolderSamples
-from tests.helpers.images import jpeg_bytes, photograph
+from tests.helpers.images import jpeg_bytes, photograph, write_training_images
 from tests.helpers.profiles import TINY, profiled
 
 pytestmark = pytest.mark.measure
@@ -43,13 +43,8 @@ def profiled_as(limit: str, *arguments: Any, capsys: pytest.CaptureFixture[str])
 @pytest.fixture(scope="module")
 def large_photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 4 photographs of 3600 x 4500, not tiled: each takes about 100 ms to decode."""
-    root = tmp_path_factory.mktemp("large")
     data = jpeg_bytes(np.tile(photograph(600, 750, seed=1), (6, 6, 1)))
-    for number in range(4):
-        path = root / "train" / f"n0000000{number % 2}" / f"{number}.JPEG"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    return root
+    return write_training_images(tmp_path_factory.mktemp("large"), data, 4)
 
 
 @pytest.mark.usefixtures("one_thread")
