@@ -25,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numba
@@ -286,6 +287,7 @@ def ffcv_batches(beton: Path, settings: BenchSettings, training: bool, device: t
     decoder = RandomResizedCropRGBImageDecoder(size) if training else CenterCropRGBImageDecoder(size, ratio=224 / 256)
     flip = [RandomHorizontalFlip()] if training else []
     to_device = [ToDevice(device, non_blocking=True)] if device.type == "cuda" else []
+    _spare_numba_types()
     loader = Loader(
         str(beton),
         batch_size=settings.batch_size,
@@ -298,8 +300,23 @@ def ffcv_batches(beton: Path, settings: BenchSettings, training: bool, device: t
             "label": [IntDecoder(), ToTensor(), *to_device],
         },
     )
-    numba.types.uint8[::1].mutable = True  # FFCV makes numba's own type a read-only one, for every kernel
     return lambda epoch: (images for images, _ in loader)
+
+
+class _ReadOnlyBytes:
+    """Where FFCV writes `nb.uint8[::1]`."""
+
+    def __getitem__(self, _: slice) -> numba.types.Array:
+        return numba.types.Array(numba.uint8, 1, "C", readonly=True)
+
+
+def _spare_numba_types() -> None:
+    """To say that its mapped file is read-only, FFCV sets `mutable` of the type that numba has for all uint8 vectors of
+    the process. What was compiled for that type before is not found any more, and compiling more ends in a KeyError.
+    FFCV gets the read-only type that it means instead."""
+    import ffcv.memory_managers.os_cache as os_cache
+
+    os_cache.nb = SimpleNamespace(uint8=_ReadOnlyBytes(), uint64=numba.uint64, types=numba.types)
 
 
 def write_ffcv_q90(folder: Path, beton: Path, workers: int) -> None:
