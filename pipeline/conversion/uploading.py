@@ -8,7 +8,7 @@ import hashlib
 import logging
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from ..storage.remote import helper
 from ..storage.remote.address import below
 from ..storage.remote.settings import Access
 from ..storage.shard_info import SHARD_INFO
+from ..threads import Threads
 from .finishing import REPORT
 from .settings import ConvertSettings
 from .work import Shard, ShardRecord, Workspace
@@ -36,7 +37,7 @@ class UploadingWorkspace(Workspace):
     def __init__(self, folder: Path, address: str, access: Access) -> None:
         super().__init__(folder)
         self._address, self._access = address, access
-        self._pool = ThreadPoolExecutor(UPLOADS)
+        self._pool = Threads(UPLOADS)
         self._running: list[Future[None]] = []
 
     def write_record(self, shard: Shard, record: ShardRecord) -> None:
@@ -64,11 +65,12 @@ class UploadingWorkspace(Workspace):
         helper.call("upload", below(self._address, name), self._access, str(path), digest)
 
     def close(self, *, finished: bool) -> None:
-        """Wait for the uploads. Raises their errors, unless there is another one already."""
-        self._pool.shutdown(cancel_futures=not finished)
-        if finished:
-            for upload in self._running:
-                upload.result()
+        """Wait for the uploads, and raise their errors; unless there is another one already, which ends them."""
+        if not finished:
+            self._pool.abandon()
+        for upload in self._running if finished else ():
+            upload.result()
+        self._pool.shutdown()
 
     def _receipt_path(self, shard: Shard) -> Path:
         return self.folder / f"{shard.name}.uploaded"

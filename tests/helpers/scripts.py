@@ -1,4 +1,4 @@
-"""train/run.py as a script, in processes of its own."""
+"""train/run.py and other programs as scripts, in processes of their own."""
 
 import contextlib
 import fcntl
@@ -29,10 +29,13 @@ SMALL += ["--loader", "torch", "--device", "cpu"]
 
 
 def start(
-    *arguments: object, launcher: Sequence[str] = (sys.executable,), environment: Mapping[str, str] | None = None
+    *arguments: object,
+    launcher: Sequence[str] = (sys.executable,),
+    environment: Mapping[str, str] | None = None,
+    program: str = "train/run.py",
 ) -> subprocess.Popen[str]:
-    """Start train/run.py; its output goes to pipes."""
-    words = [*launcher, str(ROOT / "train" / "run.py"), *map(str, arguments)]
+    """Start a program of the project; its output goes to pipes."""
+    words = [*launcher, str(ROOT / program), *map(str, arguments)]
     variables = {**os.environ, "PYTHONFAULTHANDLER": "1", **(environment or {})}
     process = subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=variables

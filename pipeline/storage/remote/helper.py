@@ -24,12 +24,15 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError, StorageError
+from ...threads import is_abandoned
 
 _lock = threading.Lock()
 _helper: "_Helper | None" = None
 os.register_at_fork(after_in_child=lambda: globals().update(_lock=threading.Lock()))
 
 _ITEM, _RESULT, _ERROR = range(3)
+_ASK_EVERY_S = 0.2
+"""How often a thread that waits for an object store asks whether its result is still wanted."""
 
 
 class _Helper:
@@ -110,6 +113,9 @@ def _send(connection: Connection, message: Any) -> None:
 
 def _receive(connection: Connection) -> tuple[int, Any]:
     try:
+        while not connection.poll(_ASK_EVERY_S):
+            if is_abandoned():
+                raise StorageError("nobody waits for this any more")
         kind, item = connection.recv()
     except (OSError, EOFError) as error:
         raise StorageError(f"the process that reads object stores has ended ({error})") from None

@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from tests.helpers.imagenet_forms import (
     write_tar,
 )
 from tests.helpers.images import jpeg_bytes, photograph
+from tests.helpers.scripts import finish, start, wait_until
 from tests.helpers.servers import put_folder, serving
 
 Form = Callable[[Path, Path], list[Path]]
@@ -157,6 +159,24 @@ def test_faults_are_overcome(fault: str, imagenet_folder: Path, s3_bucket: str, 
         convert(source)
         assert server.faults.waiting == []
     assert_same(tmp_path / "local", tmp_path / "remote")
+
+
+def test_ctrl_c_while_a_server_stalls(imagenet_folder: Path, tmp_path: Path) -> None:
+    """The command ends, also where threads wait for the server, and not only when that has been given up."""
+    archives = [train_archive(imagenet_folder, tmp_path / "src" / OFFICIAL["train"])]
+    archives += [val_archive(imagenet_folder, tmp_path / "src" / OFFICIAL["val"])]
+    labels = imagenet_folder / "val_labels.txt"
+    with serving(tmp_path / "src", latency=0.1) as server:
+        words = ["--src", *(f"{server.url}/{archive.name}" for archive in archives), "--val-labels", labels]
+        words += ["--dst", tmp_path / "dst", "--io-timeout", 3600, "--shard-size", "15KB"]
+        process = start(*words, program="tools/convert_imagenet.py")
+        wait_until(lambda: any(tmp_path.glob("dst/.conversion/*-??????.json")), process)
+        server.faults.add("tar", *["stall 500"] * 1000)
+        wait_until(lambda: server.faults.met["stall 500"] > 1, process)
+        process.send_signal(signal.SIGINT)
+        done = finish(process)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.splitlines()[-1] == "interrupted"
 
 
 def test_killed_and_resumed_and_changed_meanwhile(imagenet_folder: Path, s3_bucket: str, tmp_path: Path) -> None:

@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.errors import InputError
 from pipeline.storage.remote import helper
 from pipeline.storage.remote.settings import Access
+from pipeline.threads import in_order
 from tests.helpers.servers import FaultyServer, serving
+from tests.helpers.waiting import wait_until
 
 ACCESS = Access(io_timeout=20)
 
@@ -94,3 +97,19 @@ def test_whoever_lacks_the_key_is_not_answered_and_keeps_nobody_waiting(address:
                 loud.sendall(b"\xff" * 1000)
         silent.connect(f"\0{socket_names()[-1]}")
         assert helper.call("read", address, ACCESS, 100) == b"content"
+
+
+def test_what_nobody_waits_for_ends(tmp_path: Path) -> None:
+    """After an error elsewhere, a thread does not wait until a server that stalls is given up."""
+    (tmp_path / "slow").write_bytes(bytes(1000))
+    with serving(tmp_path) as server:
+        server.faults.add("slow", *["stall 500"] * 1000)
+        patient = Access(io_timeout=3600)
+
+        def read(name: str) -> bytes:
+            if name == "missing":
+                wait_until(lambda: server.faults.met["stall 500"] > 0, timeout=60)
+            return bytes(helper.call("read", f"{server.url}/{name}", patient, 1000))
+
+        with pytest.raises(InputError, match="missing: cannot be opened"):
+            list(in_order(read, ["missing", "slow"], 2))
