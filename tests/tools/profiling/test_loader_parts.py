@@ -26,6 +26,12 @@ from tools.profiling.loader_parts import PARTS, LoaderParts, PartClock, measure_
 BATCHES = 3
 
 
+@pytest.fixture(autouse=True)
+def _own_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The steps are those of Sluice's decoder, also where all tests run with the other one."""
+    monkeypatch.delenv("SLUICE_DECODER", raising=False)
+
+
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """48 photographs of 640 x 800 in both formats, so that the work on pixels outweighs Python."""
