@@ -68,9 +68,10 @@ class UploadingWorkspace(Workspace):
         """Wait for the uploads, and raise their errors; unless there is another one already, which ends them."""
         if not finished:
             self._pool.abandon()
-        for upload in self._running if finished else ():
-            upload.result()
+            return
         self._pool.shutdown()
+        for upload in self._running:
+            upload.result()
 
     def _receipt_path(self, shard: Shard) -> Path:
         return self.folder / f"{shard.name}.uploaded"

@@ -314,7 +314,7 @@ def _spare_numba_types() -> None:
     """To say that its mapped file is read-only, FFCV sets `mutable` of the type that numba has for all uint8 vectors of
     the process. What was compiled for that type before is not found any more, and compiling more ends in a KeyError.
     FFCV gets the read-only type that it means instead."""
-    import ffcv.memory_managers.os_cache as os_cache
+    from ffcv.memory_managers import os_cache
 
     os_cache.nb = SimpleNamespace(uint8=_ReadOnlyBytes(), uint64=numba.uint64, types=numba.types)
 
