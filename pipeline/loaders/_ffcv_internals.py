@@ -6,6 +6,8 @@ While FFCV is imported:
 - `numba.typed.Dict`: FFCV makes a constant of two entries with it, which numba compiles: 3 to 5 s at every start. A
   plain dict stands in for it. (`ffcv.memory_managers.base` imports the name too, and does not use it.)
 - `torch.set_num_threads`: the import sets it to 1. It is set back.
+- `numba.set_num_threads`: the import calls it, and that starts numba's threads (see HAS_CORES). A function that does
+  nothing stands in for it.
 
 Afterwards:
 - `Compiler.set_num_threads` sets torch's threads too, which slows a model on the CPU down to the loader's number; it is
@@ -14,6 +16,9 @@ Afterwards:
   takes no time between calls of whole batches. It is off while a Loader is created.
 - `ffcv.loader.loader.OSCacheManager`: a Loader creates its memory manager itself. While one is created this name is
   `MappedFile`, which sets `reader`, `ptrs`, `sizes` and `context` (`OSCacheContext`) as OSCacheManager does.
+- `ffcv.memory_managers.os_cache.nb`: to say that its mapped file is read-only, OSCacheManager sets `mutable` of numba's
+  own type for uint8 vectors. In a process that uses FFCV's Loader too, kernels compiled before are then not found, and
+  compiling more ends in a KeyError. It gets the read-only type that it means instead.
 - `ffcv._libffcv`: the extension, linked with the TurboJPEG that kernels call.
 - `Loader.next_epoch`: the number that the traversal order is asked for.
 - `EpochIterator`: the loading thread. Its `__next__` waits for ever when that thread has died, and its `close` does not
@@ -21,9 +26,11 @@ Afterwards:
 """
 
 import importlib.metadata
+import os
 import queue
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numba
@@ -45,13 +52,13 @@ def check_version(installed: str) -> None:
 
 @contextmanager
 def _import_of_ffcv() -> Iterator[None]:
-    """Keeps FFCV from compiling a constant, and from changing torch's number of threads."""
-    torch_threads, typed_dict = torch.get_num_threads(), numba.typed.Dict
-    numba.typed.Dict = dict
+    """Keeps FFCV from compiling a constant, from starting numba's threads, and from changing torch's number of them."""
+    torch_threads, typed_dict, set_num_threads = torch.get_num_threads(), numba.typed.Dict, numba.set_num_threads
+    numba.typed.Dict, numba.set_num_threads = dict, lambda count: None
     try:
         yield
     finally:
-        numba.typed.Dict = typed_dict
+        numba.typed.Dict, numba.set_num_threads = typed_dict, set_num_threads
         torch.set_num_threads(torch_threads)
 
 
@@ -59,6 +66,7 @@ check_version(importlib.metadata.version("ffcv"))
 with _import_of_ffcv():
     import ffcv._libffcv
     import ffcv.loader.loader
+    import ffcv.memory_managers.os_cache
     from ffcv.fields import IntField, RGBImageField
     from ffcv.loader import Loader
     from ffcv.loader.epoch_iterator import EpochIterator
@@ -72,6 +80,7 @@ with _import_of_ffcv():
     from ffcv.traversal_order.base import TraversalOrder
 
 __all__ = [
+    "HAS_CORES",
     "LIBRARY",
     "AllocationQuery",
     "EpochIterator",
@@ -91,18 +100,33 @@ LIBRARY: str = ffcv._libffcv.__file__
 """The extension that is linked with TurboJPEG."""
 
 
+HAS_CORES = len(os.sched_getaffinity(0)) > 1
+"""Whether numba's threads are of use. On one core they are not started: a process that forks while they run on TBB
+waits for a worker at its end, and there TBB has none (TBB 2021.8, numba 0.68)."""
+
+
 def _set_numba_threads(cls: type[Compiler], count: int) -> None:
-    cls.num_threads = min(max(count, 1), numba.config.NUMBA_NUM_THREADS)
-    numba.set_num_threads(cls.num_threads)
+    cls.num_threads = min(max(count, 1), numba.config.NUMBA_NUM_THREADS) if HAS_CORES else 1
+    if HAS_CORES:
+        numba.set_num_threads(cls.num_threads)  # starts them
 
 
 Compiler.set_num_threads = classmethod(_set_numba_threads)
 
 
+class _ReadOnlyBytes:
+    """Where FFCV writes `nb.uint8[::1]`."""
+
+    def __getitem__(self, _: slice) -> numba.types.Array:
+        return numba.types.Array(numba.uint8, 1, "C", readonly=True)
+
+
+ffcv.memory_managers.os_cache.nb = SimpleNamespace(uint8=_ReadOnlyBytes(), uint64=numba.uint64, types=numba.types)
+
+
 class MappedFile(OSCacheManager):
     """FFCV's memory-mapped file, without its tables of pages (seconds of Python for a million samples) and its
-    compiled reader, which nothing here needs: describing that reader's argument, FFCV turns numba's own type for
-    uint8 vectors into a read-only one, for every kernel in the process."""
+    compiled reader, which nothing here needs."""
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader

@@ -28,6 +28,7 @@ from ..pixels.whole import pixels_of
 from ..storage.beton import MODE_RAW, BetonSamples
 from ..storage.files import check_unchanged
 from ._ffcv_internals import (
+    HAS_CORES,
     LIBRARY,
     AllocationQuery,
     EpochIterator,
@@ -72,13 +73,13 @@ def _load_sample(own, code, entry, stored, seed, training, crop_numbers, out):
     return kernel.fill_image(own, stored, is_raw, height, width, box, window, flip, cubic, out)
 
 
-def _batch_kernel(sources: int) -> Callable[..., None]:
+def _batch_kernel(sources: int, parallel: bool) -> Callable[..., None]:
     """The kernel that fills a batch, cached on disk. `sources` is `kernel.SOURCES`, which see."""
 
-    @njit(nogil=True, parallel=True, cache=True)
+    @njit(nogil=True, parallel=parallel, cache=True)
     def load_batch(codes, images, sound, metadata, file, sizes, seed, training, crop_numbers, own):
         """Fill `images` (uint8 [B, R, R, 3]) and `sound` (bool [B]) with the samples that `codes` names."""
-        assert sources
+        assert sources or parallel  # numba's cache tells kernels apart by what they enclose, not by their options
         for turn in prange((len(codes) + _IMAGES_PER_TURN - 1) // _IMAGES_PER_TURN):
             for row in range(turn * _IMAGES_PER_TURN, min((turn + 1) * _IMAGES_PER_TURN, len(codes))):
                 entry = metadata[codes[row] & POSITION]
@@ -89,7 +90,7 @@ def _batch_kernel(sources: int) -> Callable[..., None]:
     return compiled
 
 
-_load_batch = _batch_kernel(kernel.SOURCES)
+_load_batch = _batch_kernel(kernel.SOURCES, HAS_CORES)
 
 
 class ImageDecoder(Operation):
@@ -113,7 +114,8 @@ class ImageDecoder(Operation):
         ) -> tuple[Tensor, Tensor]:
             images, sound = memory
             file, _, sizes = storage  # samples were appended in order, so sizes are by sample
-            numba.set_parallel_chunksize(1)  # not in the kernel: numba would not cache it on disk
+            if HAS_CORES:
+                numba.set_parallel_chunksize(1)  # not in the kernel: numba would not cache it on disk
             _load_batch(codes, images, sound, metadata, file, sizes, seed, training, crop_numbers, own)
             return torch.from_numpy(images), torch.from_numpy(sound)
 

@@ -25,10 +25,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numba
 import numpy as np
 import simplejpeg
 import torch
@@ -279,6 +277,7 @@ def stock_ffcv(beton: Path, settings: BenchSettings, training: bool) -> Epoch:
 
 def ffcv_batches(beton: Path, settings: BenchSettings, training: bool, device: torch.device = CPU) -> Batches:
     """FFCV's Loader with its own decoders, and its own copy to a GPU."""
+    loaders.load("ffcv")  # it keeps FFCV from changing numba's types, which would end Sluice's kernels in a KeyError
     from ffcv.fields.decoders import CenterCropRGBImageDecoder, IntDecoder, RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import RandomHorizontalFlip, ToDevice, ToTensor
@@ -287,7 +286,6 @@ def ffcv_batches(beton: Path, settings: BenchSettings, training: bool, device: t
     decoder = RandomResizedCropRGBImageDecoder(size) if training else CenterCropRGBImageDecoder(size, ratio=224 / 256)
     flip = [RandomHorizontalFlip()] if training else []
     to_device = [ToDevice(device, non_blocking=True)] if device.type == "cuda" else []
-    _spare_numba_types()
     loader = Loader(
         str(beton),
         batch_size=settings.batch_size,
@@ -301,22 +299,6 @@ def ffcv_batches(beton: Path, settings: BenchSettings, training: bool, device: t
         },
     )
     return lambda epoch: (images for images, _ in loader)
-
-
-class _ReadOnlyBytes:
-    """Where FFCV writes `nb.uint8[::1]`."""
-
-    def __getitem__(self, _: slice) -> numba.types.Array:
-        return numba.types.Array(numba.uint8, 1, "C", readonly=True)
-
-
-def _spare_numba_types() -> None:
-    """To say that its mapped file is read-only, FFCV sets `mutable` of the type that numba has for all uint8 vectors of
-    the process. What was compiled for that type before is not found any more, and compiling more ends in a KeyError.
-    FFCV gets the read-only type that it means instead."""
-    from ffcv.memory_managers import os_cache
-
-    os_cache.nb = SimpleNamespace(uint8=_ReadOnlyBytes(), uint64=numba.uint64, types=numba.types)
 
 
 def write_ffcv_q90(folder: Path, beton: Path, workers: int) -> None:

@@ -1,5 +1,8 @@
 """The ffcv loader on `.beton` files with pixels, which no other loader reads."""
 
+import subprocess
+import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import pipeline as sluice
 from pipeline import loaders
 from pipeline.contract import MAX_DIFFERENCE, Batch, LoaderSpec
 from pipeline.conversion.convert import convert
@@ -178,3 +182,30 @@ def test_the_steps_of_the_kernel_are_the_kernel(split: Split, training: bool) ->
         assert all(torch.equal(mine, theirs) for mine, theirs in zip(batch, wanted, strict=True))
     stepped.close()
     stepped.close()
+
+
+ON_ONE_CORE = """
+import os, sys, zlib
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
+import pipeline as sluice
+with sluice.open(sys.argv[1], "train", batch_size=16, resolution=64, loader="ffcv", workers=2) as batches:
+    for images, labels in batches:
+        print(zlib.crc32(images.permute(0, 2, 3, 1).numpy()), labels.tolist())
+child = os.fork()
+if child == 0:
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+
+
+def test_a_process_on_one_core_forks_and_ends(with_pixels: Path) -> None:
+    """And loads what it loads on several."""
+    done = subprocess.run(
+        [sys.executable, "-c", ON_ONE_CORE, with_pixels / "proportion"], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    with sluice.open(
+        with_pixels / "proportion", "train", batch_size=16, resolution=64, loader="ffcv", workers=2
+    ) as batches:
+        lines = [f"{zlib.crc32(images.permute(0, 2, 3, 1).numpy())} {labels.tolist()}" for images, labels in batches]
+    assert done.stdout.splitlines() == lines

@@ -77,6 +77,7 @@ FFCV_NAMES = [
     ("ffcv.memory_managers", "OSCacheManager.context"),
     ("ffcv.memory_managers", "OSCacheManager.compile_reader"),
     ("ffcv.memory_managers.os_cache", "OSCacheContext.state"),
+    ("ffcv.memory_managers.os_cache", "nb"),
     ("ffcv.pipeline.allocation_query", "AllocationQuery"),
     ("ffcv.pipeline.compiler", "Compiler.set_num_threads"),
     ("ffcv.pipeline.compiler", "Compiler.num_threads"),
@@ -130,6 +131,17 @@ def test_ffcvs_loader_has_what_the_fence_uses(tiled_dataset: Path) -> None:
 @pytest.mark.usefixtures("ffcv")
 def test_importing_ffcv_leaves_numba_as_it_was() -> None:
     assert numba.typed.Dict.__module__ == "numba.typed.typeddict"
+    assert numba.set_num_threads.__module__ == "numba.np.ufunc.parallel"
+
+
+@pytest.mark.usefixtures("ffcv")
+def test_ffcvs_own_loader_leaves_numbas_types_as_they_were(tiled_dataset: Path) -> None:
+    from ffcv.memory_managers import OSCacheManager
+    from ffcv.reader import Reader
+
+    state = OSCacheManager(Reader(str(open_split(tiled_dataset, "train").beton_path), {})).state_type
+    assert not state[0].mutable
+    assert numba.uint8[::1].mutable
 
 
 @pytest.mark.usefixtures("ffcv")
