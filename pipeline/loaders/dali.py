@@ -16,6 +16,7 @@ libjpeg only warns of (missing or altered image data) DALI decodes as far as it 
 by their checksums before DALI gets them.
 """
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -128,15 +129,23 @@ def _resize_axis(box: int, start: float, length: float, resolution: int) -> tupl
 class Source:
     """The external source: what DALI is to decode of each batch, in the plan's order, prepared ahead in threads; and,
     if DALI is to resize to `resolution` (`resizes`), the arguments of its operators. If not, Sluice's decoder makes the
-    images that it knows, and they are no parts."""
+    images that it knows, and they are no parts; `unused` is the memory of earlier batches, which they may overwrite."""
 
     def __init__(
-        self, spec: LoaderSpec, epoch: int, resolution: int, batches: Iterator[Indices], resizes: bool
+        self,
+        spec: LoaderSpec,
+        epoch: int,
+        resolution: int,
+        batches: Iterator[Indices],
+        resizes: bool,
+        unused: list[np.ndarray],
     ) -> None:
         self._spec, self._epoch, self._resolution, self._resizes = spec, epoch, resolution, resizes
-        self._pool = ThreadPoolExecutor(max(1, spec.workers))
-        self._inputs: Generator[BatchInputs, None, None] = in_order(self._prepare, batches, workers=2, ahead=PREFETCH)
-        self._unused: list[np.ndarray] = []
+        workers = max(1, spec.workers)
+        self._pool = ThreadPoolExecutor(workers)
+        # A thread makes a whole batch: with a few images a turn, it waited for Python's lock after each.
+        self._inputs: Generator[BatchInputs, None, None] = in_order(self._prepare, batches, workers, workers + PREFETCH)
+        self._unused = unused
         self.in_dali: deque[BatchInputs] = deque()  # fed to DALI, their results not yet taken
 
     def __iter__(self) -> "Source":
@@ -165,7 +174,7 @@ class Source:
         return chain.from_iterable(self._pool.map(some, range(0, count, IMAGES_PER_TASK)))
 
     def reuse(self, images: np.ndarray) -> None:
-        """Take back the memory of a batch: new memory is zeroed by the kernel, page by page."""
+        """Take back the memory of a batch."""
         self._unused.append(images)
 
     def _prepare(self, keys: Indices) -> BatchInputs:
@@ -177,12 +186,16 @@ class Source:
                 stored, labels[row] = self._spec.split.samples[key & POSITION]
             return self._prepare_image(row, key, stored, images)
 
-        parts = [part for part in self.for_images(prepare, len(keys)) if part]
+        parts = [part for part in map(prepare, range(len(keys))) if part]
         return BatchInputs(keys, labels, images, parts)
 
     def _memory(self) -> np.ndarray:
-        side = self._resolution
-        return self._unused.pop() if self._unused else np.empty((self._spec.batch_size, side, side, 3), np.uint8)
+        shape = (self._spec.batch_size, self._resolution, self._resolution, 3)
+        with contextlib.suppress(IndexError):  # other threads take some too
+            while (images := self._unused.pop()).shape != shape:
+                continue  # of an epoch of another resolution
+            return images
+        return np.empty(shape, np.uint8)
 
     def _prepare_image(self, row: int, key: int, stored: bytes, images: np.ndarray | None) -> Part | None:
         """Load an image into its row, or cut out what DALI is to decode of it."""
@@ -253,6 +266,7 @@ class DaliLoader:
             uses_own(spec.decoder)
         self._pipeline: Pipeline | None = None
         self._source: Source | None = None
+        self._unused: list[np.ndarray] = []  # kept for the next epoch: the kernel zeroes new memory, page by page
 
     def epoch(self, epoch: int, resolution: int, start_batch: int = 0) -> Iterator[Batch]:
         self.close()
@@ -260,7 +274,7 @@ class DaliLoader:
             return iter(())
         spec = self._spec
         batches = self._plan.batches(epoch, start_batch)
-        self._source = Source(spec, epoch, resolution, batches, resizes=self._on_gpu)
+        self._source = Source(spec, epoch, resolution, batches, self._on_gpu, self._unused)
         pipeline: Pipeline = image_pipeline(
             self._source,
             resolution,

@@ -190,8 +190,21 @@ def dali_batches(
     built.build()
     batches = settings.images // settings.batch_size
     if on_gpu:
-        return lambda epoch: (built.run()[0] for _ in range(batches))  # as they are, on the device
-    return lambda epoch: (built.run()[0].as_array() for _ in range(batches))
+        return lambda epoch: _run_dali(built, batches)  # as they are, on the device
+    return lambda epoch: (images.as_array() for images in _run_dali(built, batches))
+
+
+def _run_dali(pipeline: Any, batches: int) -> Iterator[Any]:
+    """The results of so many batches of a pipeline. `run()` would also start the next ones: they would be made in the
+    time of whatever is measured next, and be ready in this pipeline's next epoch."""
+    ahead = min(2, batches)  # DALI's default
+    for _ in range(ahead):
+        pipeline.schedule_run()
+    for number in range(batches):
+        yield pipeline.share_outputs()[0]
+        pipeline.release_outputs()
+        if number + ahead < batches:
+            pipeline.schedule_run()
 
 
 def spdl(folder: Path, settings: BenchSettings) -> Epoch:
@@ -277,7 +290,7 @@ def stock_ffcv(beton: Path, settings: BenchSettings, training: bool) -> Epoch:
 
 def ffcv_batches(beton: Path, settings: BenchSettings, training: bool, device: torch.device = CPU) -> Batches:
     """FFCV's Loader with its own decoders, and its own copy to a GPU."""
-    loaders.load("ffcv")  # it keeps FFCV from changing numba's types, which would end Sluice's kernels in a KeyError
+    _restrain_ffcv()
     from ffcv.fields.decoders import CenterCropRGBImageDecoder, IntDecoder, RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import RandomHorizontalFlip, ToDevice, ToTensor
@@ -301,8 +314,14 @@ def ffcv_batches(beton: Path, settings: BenchSettings, training: bool, device: t
     return lambda epoch: (images for images, _ in loader)
 
 
+def _restrain_ffcv() -> None:
+    """Import FFCV as the loader does: then it does not change numba's types, nor start numba's threads at once."""
+    loaders.load("ffcv")
+
+
 def write_ffcv_q90(folder: Path, beton: Path, workers: int) -> None:
     """Write with FFCV's own writer, as in its ImageNet example: JPEG at quality 90, subsampled 4:2:0."""
+    _restrain_ffcv()
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
 

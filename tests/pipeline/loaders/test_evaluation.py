@@ -99,7 +99,7 @@ def test_dalis_own_resize_is_that_of_torchvision(
     which bicubic ones are not compared at."""
     dali = loaded("dali")
     spec = spec_of(stored, resize, crop, how)
-    source = dali.Source(spec, 0, resolution, spec.plan.batches(0), resizes=True)  # type: ignore[attr-defined]
+    source = dali.Source(spec, 0, resolution, spec.plan.batches(0), resizes=True, unused=[])  # type: ignore[attr-defined]
     pipeline = dali.image_pipeline(  # type: ignore[attr-defined]
         source,
         resolution,
