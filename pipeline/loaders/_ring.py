@@ -22,16 +22,17 @@ _numbers = itertools.count()
 
 
 class BatchRing:
-    """Places for as many batches as a DataLoader's workers can have ready, and the `held` newest that are in use.
+    """Places for as many batches as a DataLoader's workers can have ready, and the newest, which is in use.
 
     Create it before the workers are forked. A batch is valid until its place is used again: the DataLoader requests a
-    batch only when it hands out the one PREFETCH * workers before it, so not until `held` more are asked for.
+    batch only when it hands out the one PREFETCH * workers before it, so not before the next one is asked for. Where
+    the workers fill rows of the same batches, `workers` is 1.
 
     The memory is anonymous: unlike /dev/shm, which containers often limit to 64 MB, it has no size limit of its own.
     """
 
-    def __init__(self, workers: int, batch_size: int, max_resolution: int, held: int = 1) -> None:
-        count, size = PREFETCH * workers + held, batch_size * max_resolution * max_resolution * 3
+    def __init__(self, workers: int, batch_size: int, max_resolution: int) -> None:
+        count, size = PREFETCH * workers + 1, batch_size * max_resolution * max_resolution * 3
         self._places = np.frombuffer(mmap.mmap(-1, count * size), np.uint8).reshape(count, size)
         self._number = next(_numbers)
         _rings[self._number] = self

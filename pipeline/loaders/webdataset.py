@@ -82,8 +82,11 @@ class SharedArguments:
         return None if first and get_worker_info() else self.get()
 
 
-Pending = deque[Indices]
-"""The keys of batches, or of parts of them, from the first stage to the last, in one process."""
+Pending = deque[tuple[Indices, Indices]]
+"""The keys of batches and the rows of them to load, int64 each, from the first stage to the last, in one process."""
+
+NOT_LOADED = -1
+"""The label of a row that another worker loads."""
 
 
 def batch_files(spec: LoaderSpec, shared: SharedArguments, pending: Pending) -> Iterator[dict[str, Any]]:
@@ -97,7 +100,7 @@ def batch_files(spec: LoaderSpec, shared: SharedArguments, pending: Pending) -> 
     for keys in islice(spec.plan.batches(arguments.epoch, arguments.start_batch), first, None, step):
         with spec.clock.part("read"):
             members = list(map(shards.read_members, distinct(keys)))
-        pending.append(keys)
+        pending.append((keys, np.arange(len(keys))))
         yield from _files(io.BytesIO(b"".join([*members, END])), str(spec.split.path), sum(map(len, members)))
 
 
@@ -120,24 +123,28 @@ def load_batches(
     pending: Pending,
     batches: Iterator[list[dict[str, Any]]],
 ) -> Iterator[Batch]:
-    """The last stage: this worker's batches, or its parts of all batches, from the samples that webdataset grouped. The
+    """The last stage: this worker's batches, or its rows of all batches, from the samples that webdataset grouped. The
     DataLoader takes one of each worker in turn."""
-    first, step = _my_share()
+    first, step = (0, 1) if spec.split.is_streamed else _my_share()
     arguments = shared.get()
     for number, samples in enumerate(batches):
-        keys = pending.popleft()
+        keys, rows = pending.popleft()
         batch = ring.batch(first + number * step, positions(keys), arguments.resolution)
-        yield load_batch(spec, arguments.epoch, keys, samples, batch)
+        yield load_rows(spec, arguments.epoch, keys, rows, samples, batch)
 
 
-def load_batch(spec: LoaderSpec, epoch: int, keys: Indices, samples: list[dict[str, Any]], batch: Batch) -> Batch:
-    """Fill a batch with the samples that have these keys, from their files, as webdataset grouped them. Nothing is
-    unpickled."""
+def load_rows(
+    spec: LoaderSpec, epoch: int, keys: Indices, rows: Indices, samples: list[dict[str, Any]], batch: Batch
+) -> Batch:
+    """Fill these rows of the batch that has these keys from the files of their samples, as webdataset grouped them.
+    Nothing is unpickled."""
     shards = spec.split.remote if spec.split.is_streamed else spec.split.shards
     with spec.clock.part("collate"):
         images, labels = batch.images.permute(0, 2, 3, 1).numpy(), batch.labels.numpy()
+        labels[:] = NOT_LOADED
         found = {position_of(spec, sample): sample for sample in samples}
-        for row, (key, index) in enumerate(zip(keys.tolist(), batch.indices.tolist(), strict=True)):
+        for row in rows.tolist():
+            key, index = int(keys[row]), int(batch.indices[row])
             sample = found.get(index)
             if sample is None:
                 raise missing(spec, index)
@@ -266,7 +273,7 @@ def streamed_parts(
     spec: LoaderSpec, shared: SharedArguments, pending: Pending, sources: LaneSources
 ) -> Iterator[list[dict[str, Any]]]:
     """The first stage of a stream: of each batch, the different samples in this worker's lanes, if any. So every worker
-    reads shards of its own, and a batch holds the same samples for any number of workers."""
+    reads shards of its own, and a batch is the same for any number of workers."""
     first, step = _my_share()
     pending.clear()
     if (arguments := shared.at_epoch_start()) is None:
@@ -287,27 +294,18 @@ def streamed_parts(
         for reader in readers.values():
             opened.callback(reader.close)
         for batch in batches:
-            mine = batch[lane_of[positions(batch)] >= 0]
-            pending.append(mine)
-            yield [readers[lane_of[index]].take(index) for index in distinct(mine)]
+            rows = np.flatnonzero(lane_of[positions(batch)] >= 0)
+            pending.append((batch, rows))
+            yield [readers[lane_of[index]].take(index) for index in distinct(batch[rows])]
 
 
-def joined(parts: Iterator[Batch], batches: Iterator[Indices], workers: int) -> Iterator[Batch]:
-    """Whole batches, in the plan's order, from the workers' parts of them. Repeats of a sample are in the same part, in
-    their order."""
-    if workers == 1:
-        yield from parts  # whole and in order
-        return
-    for keys in batches:
-        taken = list(islice(parts, workers))
-        labels, indices = (torch.cat([getattr(part, name) for part in taken]) for name in ("labels", "indices"))
-        places = torch.argsort(torch.argsort(torch.from_numpy(positions(keys)), stable=True))
-        order = torch.argsort(indices, stable=True)[places]
-        rows = torch.argsort(order).split([len(part.labels) for part in taken])
-        images = torch.empty(len(labels), *taken[0].images.permute(0, 2, 3, 1).shape[1:], dtype=torch.uint8)
-        for part, mine in zip(taken, rows, strict=True):
-            images[mine] = part.images.permute(0, 2, 3, 1)  # once: an image is 150 KB
-        yield Batch(images.permute(0, 3, 1, 2), labels[order], indices[order])
+def joined(parts: Iterator[Batch], workers: int) -> Iterator[Batch]:
+    """Batches of which every worker has loaded its rows, all into the same memory. A label came from the worker that
+    loaded the row."""
+    for batch in parts:
+        for other in islice(parts, workers - 1):
+            torch.maximum(batch.labels, other.labels, out=batch.labels)
+        yield batch
 
 
 class WebDatasetLoader:
@@ -334,11 +332,11 @@ class WebDatasetLoader:
         return stages, spec.workers
 
     def _streamed(self) -> tuple[list[Any], int]:
-        """The stages and the number of workers for a stream: each worker loads its part of every batch."""
+        """The stages and the number of workers for a stream: each worker loads its rows of every batch."""
         spec = self._spec
         num_workers = min(spec.workers, len(spec.stream_plan.my_lanes))
-        # `joined` holds a part of every worker. Tensors of their own would take /dev/shm and sockets below TMPDIR.
-        ring = BatchRing(num_workers, spec.batch_size, spec.max_resolution, held=max(1, num_workers))
+        # For whole batches: every worker has the same ones ready.
+        ring = BatchRing(1, spec.batch_size, spec.max_resolution)
         pending, self._traffic = Pending(), Traffic(max(1, num_workers))
         stages = [
             partial(streamed_parts, spec, self._shared, pending, LaneSources(spec, self._traffic)),
@@ -351,7 +349,7 @@ class WebDatasetLoader:
         self._shared.set(EpochArguments(epoch, resolution, start_batch))
         batches = _dataloader.epoch(self._loader)
         if spec.split.is_streamed:
-            batches = joined(batches, spec.plan.batches(epoch, start_batch), max(1, self._loader.num_workers))
+            batches = joined(batches, max(1, self._loader.num_workers))
             batches = self._reported(batches, epoch)
         return to_device(batches, spec)
 
