@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from pipeline.contract import Decoder, LoaderSpec
 from pipeline.conversion.convert import convert
 from pipeline.conversion.settings import ConvertSettings
 from pipeline.order.crops import CropPolicy
+from pipeline.pixels.decoders import choose
 from pipeline.pixels.jpeg.decoder import STEPS
 from pipeline.storage.samples import Sample
 from pipeline.storage.shards import ShardSamples
@@ -27,9 +28,12 @@ BATCHES = 3
 
 
 @pytest.fixture(autouse=True)
-def _own_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_decoder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The steps are those of Sluice's decoder, also where all tests run with the other one."""
     monkeypatch.delenv("SLUICE_DECODER", raising=False)
+    choose.cache_clear()  # it was decided in an earlier test
+    yield
+    choose.cache_clear()
 
 
 @pytest.fixture(scope="module")
