@@ -33,6 +33,8 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
     """A file with a few changes, most of them where the tables are: at the beginning and at the end."""
     changed = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 5))):
+        if not changed:
+            break
         place = rng.randrange(4)
         at = rng.randrange(len(changed)) if place == 0 else rng.randrange(min(3000, len(changed)))
         at = len(changed) - 1 - at if place == 1 else at
