@@ -237,7 +237,8 @@ class _reading:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, (pa.ArrowException, OSError)) and not isinstance(error, InputError):
+        raised = (pa.ArrowException, OSError, UnicodeDecodeError)  # the last for names and texts that are no UTF-8
+        if isinstance(error, raised) and not isinstance(error, InputError):
             raise InputError(f"{self._path}: cannot be read as Parquet ({str(error)[:100]})") from None
 
 

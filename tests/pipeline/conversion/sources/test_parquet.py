@@ -223,6 +223,10 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "two images": (_with_columns(a=[IMAGE], b=[IMAGE], label=[1]), "several columns with images in a, b, label"),
     "no class": (_with_columns(image=[IMAGE], label=[-1]), "group-0-row-0 has the label -1, which is no class"),
     "null": (_with_columns(image=[IMAGE], label=pa.array([None], pa.int64())), "has the label None, which is no class"),
+    "no UTF-8": (
+        _with_columns(image=[IMAGE], label=pa.array([b"\xf0("]).view(pa.string())),
+        "cannot be read as Parquet ('utf-8' codec can't decode",
+    ),
     "truncated": (_truncated, "cannot be read as Parquet"),
     "other names": (_two_kinds_of_names, "has other class names than"),
 }
