@@ -12,6 +12,7 @@ import hypothesis
 import pytest
 import torch
 
+from pipeline.pixels.decoders import choose
 from tests.helpers import servers
 from tests.helpers.imagenet import converted, write_imagenet
 
@@ -47,6 +48,15 @@ def dataset(imagenet_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def tiled_dataset(imagenet_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`imagenet_folder` converted with the converter's defaults: in tiles, the progressive images encoded again."""
     return converted(imagenet_folder, tmp_path_factory.mktemp("tiled") / "shards")
+
+
+@pytest.fixture
+def decoder_not_chosen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Which decoder loaders use is chosen in the test, without SLUICE_DECODER: a process chooses once."""
+    monkeypatch.delenv("SLUICE_DECODER", raising=False)
+    choose.cache_clear()
+    yield
+    choose.cache_clear()
 
 
 @pytest.fixture

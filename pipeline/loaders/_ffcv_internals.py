@@ -106,7 +106,7 @@ waits for a worker at its end, and there TBB has none (TBB 2021.8, numba 0.68)."
 
 
 def _set_numba_threads(cls: type[Compiler], count: int) -> None:
-    cls.num_threads = min(max(count, 1), numba.config.NUMBA_NUM_THREADS) if HAS_CORES else 1
+    cls.num_threads = min(max(count, 1), numba.config.NUMBA_NUM_THREADS)
     if HAS_CORES:
         numba.set_num_threads(cls.num_threads)  # starts them
 

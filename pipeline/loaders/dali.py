@@ -173,20 +173,14 @@ class Source:
 
         return chain.from_iterable(self._pool.map(some, range(0, count, IMAGES_PER_TASK)))
 
-    def reuse(self, images: np.ndarray) -> None:
-        """Take back the memory of a batch."""
-        self._unused.append(images)
-
     def _prepare(self, keys: Indices) -> BatchInputs:
         labels, images = np.empty(len(keys), np.int64), None if self._resizes else self._memory()
-
-        def prepare(row: int) -> Part | None:
-            key = int(keys[row])
+        parts = list[Part]()
+        for row, key in enumerate(keys.tolist()):
             with self._spec.clock.part("read"):
                 stored, labels[row] = self._spec.split.samples[key & POSITION]
-            return self._prepare_image(row, key, stored, images)
-
-        parts = [part for part in map(prepare, range(len(keys))) if part]
+            if part := self._prepare_image(row, key, stored, images):
+                parts.append(part)
         return BatchInputs(keys, labels, images, parts)
 
     def _memory(self) -> np.ndarray:
@@ -321,7 +315,7 @@ class DaliLoader:
                 images = torch.from_numpy(memory[: len(indices)])
             yield Batch(images.permute(0, 3, 1, 2), torch.from_numpy(labels), torch.from_numpy(indices))
             if memory is not None:
-                source.reuse(memory)
+                self._unused.append(memory)
 
     def _resize(self, source: Source, decoded: Any, indices: Indices, parts: list[Part], images: np.ndarray) -> None:
         """Resize what DALI decoded into its rows."""

@@ -25,7 +25,7 @@ from webdataset.tariterators import group_by_keys
 
 from ..contract import Batch, Clock, Loader, LoaderFacts, LoaderSpec
 from ..errors import InputError, StorageError
-from ..order.plan import Indices, positions
+from ..order.plan import POSITION, Indices, positions
 from ..pixels.loading import load_image, prepare
 from ..storage.remote.cache import CachedSource, ShardCache, Wanted
 from ..storage.remote.shards import DirectSource, ShardSource
@@ -143,8 +143,8 @@ def load_rows(
         images, labels = batch.images.permute(0, 2, 3, 1).numpy(), batch.labels.numpy()
         labels[:] = NOT_LOADED
         found = {position_of(spec, sample): sample for sample in samples}
-        for row in rows.tolist():
-            key, index = int(keys[row]), int(batch.indices[row])
+        for row, key in zip(rows.tolist(), keys[rows].tolist(), strict=True):
+            index = key & POSITION
             sample = found.get(index)
             if sample is None:
                 raise missing(spec, index)

@@ -1,20 +1,12 @@
 """Which decoder is used."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from pipeline.errors import InputError
 from pipeline.pixels import decoders
 from pipeline.pixels.jpeg.processor import IS_X86, VECTORS
 
-
-@pytest.fixture(autouse=True)
-def _choose_again(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.delenv("SLUICE_DECODER", raising=False)
-    decoders.choose.cache_clear()
-    yield
-    decoders.choose.cache_clear()
+pytestmark = pytest.mark.usefixtures("decoder_not_chosen")
 
 
 def test_turbojpeg_can_be_asked_for() -> None:

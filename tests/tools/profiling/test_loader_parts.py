@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,6 @@ from pipeline.contract import Decoder, LoaderSpec
 from pipeline.conversion.convert import convert
 from pipeline.conversion.settings import ConvertSettings
 from pipeline.order.crops import CropPolicy
-from pipeline.pixels.decoders import choose
 from pipeline.pixels.jpeg.decoder import STEPS
 from pipeline.storage.samples import Sample
 from pipeline.storage.shards import ShardSamples
@@ -26,14 +25,8 @@ from tools.profiling.loader_parts import PARTS, LoaderParts, PartClock, measure_
 
 BATCHES = 3
 
-
-@pytest.fixture(autouse=True)
-def _own_decoder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The steps are those of Sluice's decoder, also where all tests run with the other one."""
-    monkeypatch.delenv("SLUICE_DECODER", raising=False)
-    choose.cache_clear()  # it was decided in an earlier test
-    yield
-    choose.cache_clear()
+# The steps are those of Sluice's decoder, also where all tests run with the other one.
+pytestmark = pytest.mark.usefixtures("decoder_not_chosen")
 
 
 @pytest.fixture(scope="module")
