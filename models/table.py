@@ -1,4 +1,4 @@
-"""The table of models, for `python -m models` and the documentation. Sizes are counted, not looked up."""
+"""The table of models in the documentation. Sizes are counted, not looked up."""
 
 from collections.abc import Iterator, Sequence
 

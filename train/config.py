@@ -120,7 +120,7 @@ class TrainConfig:
     model: Annotated[
         str,
         tyro.conf.arg(
-            help=f"{', '.join(models.REGISTRY)} (`python -m models` prints their table), torchvision/<name>, "
+            help=f"{', '.join(models.REGISTRY)} (docs/models.md), torchvision/<name>, "
             "timm/<name>, or your own: package.module:function or my/model.py:function."
         ),
     ] = DEFAULT_MODEL

@@ -1,9 +1,9 @@
-"""Published runs as settings: `--recipe NAME`, and other flags override it. `python -m train.recipes` prints the table.
+"""Published runs as settings: `--recipe NAME`, and other flags override it.
 
 A file for each publisher; each recipe is a function whose docstring has the command, the source, the hardware, and the
 published time and accuracy. None of these is a measurement of ours. Where a run has another global batch than the
-published one, its learning rate is scaled; the log says how. docs/recipes.md says what was compared with the sources,
-and where runs differ from theirs.
+published one, its learning rate is scaled; the log says how. docs/recipes.md has their table, and says what was
+compared with the sources, and where runs differ from theirs.
 """
 
 import argparse
