@@ -67,15 +67,6 @@ def assert_same(one: Path, two: Path) -> None:
     assert all(torch.equal(expected[name], value) for name, value in result.items())
 
 
-def test_two_machines_train_as_one_with_as_many_processes(
-    hosts: Hosts, common: list[object], on_one: Path, tmp_path: Path
-) -> None:
-    first, second = finish_all(*start_both(hosts, *common, "--run-dir", tmp_path / "run"))
-    assert result_of(first)["evaluated"] == 19
-    assert (second.returncode, second.stdout) == (0, "")
-    assert_same(on_one, tmp_path / "run")
-
-
 @pytest.mark.parametrize("launcher", ["ours", "torchrun"])
 def test_when_a_process_dies_those_of_both_machines_are_restarted(
     hosts: Hosts, common: list[object], on_one: Path, tmp_path: Path, launcher: str
@@ -86,7 +77,8 @@ def test_when_a_process_dies_those_of_both_machines_are_restarted(
     wait_until(lambda: any(tmp_path.glob("run/checkpoints/*.pt")), both[0])
     ranks_of(both[1])[0].kill()
     first, second = finish_all(*both)
-    result_of(first)
+    assert result_of(first)["evaluated"] == 19
+    assert (second.returncode, second.stdout) == (0, "")
     assert "resumed from" in first.stderr
     if launcher == "ours":
         assert "rank 1 was killed by SIGKILL" in second.stderr
@@ -109,6 +101,7 @@ def test_a_machine_that_is_lost(hosts: Hosts, common: list[object], tmp_path: Pa
     both = start_both(hosts, *common, "--epochs", 500, "--run-dir", tmp_path / "run")
     wait_until(lambda: any(tmp_path.glob("run/checkpoints/*.pt")), both[0])
     processes = psutil.Process(both[1].pid).children(recursive=True)
+    assert len(processes) > 1  # including those that load data
     both[1].kill()
     done = finish(both[0], timeout=100)
     finish(both[1])

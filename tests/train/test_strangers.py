@@ -4,7 +4,7 @@ import itertools
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,25 +29,48 @@ for address in sys.argv[1].split():
 """
 
 ATTACK = """
-import os, pickle, socket, subprocess, sys
+import contextlib, os, pickle, socket, subprocess, sys, threading, time
 from datetime import timedelta
 from torch.distributed import TCPStore
 
+address, canary, *ports = sys.argv[1:]
+found, signed = [], []
+
 class Command:
     def __reduce__(self):
-        return subprocess.call, (["touch", sys.argv[3]],)
+        return subprocess.call, (["touch", canary],)
 
-address, port = sys.argv[1], int(sys.argv[2])
-for content in (b"GET / HTTP/1.1\\r\\n\\r\\n", os.urandom(3000), bytes(100), b"", b"\\xff" * 3000):
-    with socket.create_connection((address, port), timeout=5) as stranger:
-        stranger.sendall(content)
-store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=5))
-values = {key: store.get(key) for key in store.list_keys()}
-signed = [value for key, value in values.items() if "meetings" in key]
-for number, key in enumerate(values):
-    store.set(key, pickle.dumps(Command()) if number % 2 else signed[number % len(signed)])  # or what others wrote
-print(len(values), len(signed))
+def attack(port):
+    for content in (b"GET / HTTP/1.1\\r\\n\\r\\n", os.urandom(3000), bytes(100), b"", b"\\xff" * 3000):
+        with contextlib.suppress(OSError), socket.create_connection((address, port), timeout=5) as stranger:
+            stranger.sendall(content)
+    store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=5))
+    values = {key: store.get(key) for key in store.list_keys()}
+    signed.extend(value for key, value in values.items() if "meetings" in key)
+    for number, key in enumerate(values):
+        # what runs a command when it is unpickled, or what others wrote
+        store.set(key, signed[number % len(signed)] if signed and number % 2 == 0 else pickle.dumps(Command()))
+    found.extend(values)
+
+threads = [threading.Thread(target=attack, args=(int(port),), daemon=True) for port in ports]
+for thread in threads:
+    thread.start()
+end = time.monotonic() + 10  # where nothing that listens is a store, PyTorch may wait for ever
+for thread in threads:
+    thread.join(max(0, end - time.monotonic()))
+print(len(found), len(signed), flush=True)
+os._exit(0)
 """
+"""Sends garbage to ports, and overwrites what the stores among them hold. Prints how many values they held, and how
+many of these were signed."""
+
+
+def attack(host: list[str], address: str, ports: Iterable[int], canary: Path) -> tuple[int, int]:
+    """Attack from a host what listens at an address. Returns the numbers that ATTACK prints."""
+    command = [*host, sys.executable, "-c", ATTACK, address, str(canary), *map(str, ports)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=ROOT)
+    overwritten, signed = map(int, done.stdout.split())
+    return overwritten, signed
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +105,7 @@ def steps(run_dir: Path) -> int:
 
 
 def test_a_run_on_one_machine_offers_strangers_nothing(hosts: Hosts, dataset: Path, tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
     flags = ["--data", dataset, *SMALL, "--nproc", 2, "--epochs", 500, "--print-freq", 1, "--run-dir", tmp_path]
     run = start(*flags, launcher=[*hosts.first, sys.executable])
     try:
@@ -93,8 +117,16 @@ def test_a_run_on_one_machine_offers_strangers_nothing(hosts: Hosts, dataset: Pa
             command = [*host, sys.executable, "-c", REACH, addresses, used]
             done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200)
             assert done.stdout.split("\n") == ["refused"] * len(found) * len(addresses.split()) + [""]
+        # Other users of the machine are in its network.
+        before = steps(tmp_path)
+        overwritten, _ = attack(hosts.first, "127.0.0.1", [port for _, port in found], canary)
+        assert overwritten > 0
+        wait_until(lambda: steps(tmp_path) > before + 1, run, timeout=400)
         run.terminate()
-        assert finish(run, timeout=400).returncode == 143
+        done = finish(run, timeout=400)
+        assert done.returncode == 143, done.stderr
+        assert "Traceback" not in done.stderr
+        assert not canary.exists()
     finally:
         abort(run.pid)
 
@@ -117,9 +149,7 @@ def test_two_machines_with_a_secret_survive_a_stranger(hosts: Hosts, dataset: Pa
         for process, own in zip(both, ADDRESSES, strict=True):
             assert {address for address, _ in listening(process.pid)} <= {own, "127.0.0.1"}
         before = steps(run_dir)
-        command = [*hosts.stranger, sys.executable, "-c", ATTACK, ADDRESSES[0], str(port), str(canary)]
-        attack = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=ROOT)
-        overwritten, signed = map(int, attack.stdout.split())
+        overwritten, signed = attack(hosts.stranger, ADDRESSES[0], [port], canary)
         assert overwritten > signed > 0
         wait_until(lambda: steps(run_dir) > before + 2, both[0], timeout=400)
         both[0].terminate()

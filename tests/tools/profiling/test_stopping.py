@@ -38,7 +38,7 @@ def profiling(data: Path, out: Path, log: Path, *flags: str) -> Iterator[subproc
 
 
 def wait_for_line(text: str, log: Path, process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while text not in log.read_text():
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < end, log.read_text()
