@@ -47,11 +47,13 @@ def sdaa(library: str) -> Mapping[str, str]:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_alexnet_trains_with_the_losses_of_the_cpu(
+def test_a_model_trains_with_the_losses_of_the_cpu(
     dataset: Path, tmp_path: Path, npu: Mapping[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    common = ["--data", dataset, "--model", "alexnet", "--loader", "torch", "--batch-size", 12, "--workers", 1]
-    training = ["--resolution", 64, "--epochs", 1, "--lr", 0.05, "--warmup-epochs", 0, "--print-freq", 1]
+    # Without BatchNorm: the emulation's copies to the CPU lose what the forward pass writes to its statistics.
+    common = ["--data", dataset, "--model", "torchvision/squeezenet1_1", "--loader", "torch"]
+    common += ["--batch-size", 12, "--workers", 1]
+    training = ["--resolution", 32, "--epochs", 1, "--lr", 0.05, "--warmup-epochs", 0, "--print-freq", 1]
 
     def on_cpu(*flags: object) -> dict[str, Any]:
         return train(*common, "--device", "cpu", "--no-channels-last", *flags, capsys=capsys)
