@@ -159,7 +159,8 @@ def _unknown_flag(flag: str, settings: type[Any]) -> str:
     if with_dashes in foreign:
         return f"{flag}: {foreign[with_dashes]}"
     names = [field.name.replace("_", "-") for field in dataclasses.fields(settings)]
-    return f"{flag}: no such flag{did_you_mean(flag.lstrip('-'), names, '--')}"
+    known = [*names, *(name.removeprefix("--") for name in foreign if name.startswith("--"))]
+    return f"{flag}: no such flag{did_you_mean(flag.lstrip('-'), known, '--')}"
 
 
 def _refuse_addresses(settings: Any) -> None:
@@ -169,8 +170,13 @@ def _refuse_addresses(settings: Any) -> None:
     for name, value in vars(settings).items():
         for path in _paths(value):
             address = address_of(path)
-            if address and address.partition("://")[0] not in accepted.get(name, ()):
-                raise InputError(f"{address}: an address, where a path on this machine is wanted; copy or mount it")
+            schemes = accepted.get(name, ())
+            if not address or (scheme := address.partition("://")[0]) in schemes:
+                continue
+            if schemes:
+                known = ", ".join(f"{one}://" for one in schemes)
+                raise InputError(f"{address}: {scheme}:// cannot be given here, only {known} and local paths")
+            raise InputError(f"{address}: an address, where a path on this machine is wanted; copy or mount it")
 
 
 def _paths(value: Any) -> Iterator[Path]:

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import shutil
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ BEST, LAST = "best.pt", "last.pt"
 """Further names of the checkpoint with the best top-1, and of the newest one."""
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.EFBIG)
 """What a disk answers that is full, over a quota, broken, or gone."""
+
+_CODE = re.compile(r"unsupported global:? (?:GLOBAL )?([\w.]+)", re.IGNORECASE)
+"""How torch.load names what it refuses to import."""
 
 _PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 
@@ -196,7 +200,8 @@ def _read(path: Path) -> Any:
         return safetensors.torch.load_file(path)
     # The reference trainers of torchvision and timm save their flags with the weights. A Namespace is inert: what it
     # holds is checked as everything else.
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a foreign pickle's protocol; what it leads to is reported
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -210,9 +215,8 @@ def _is_safetensors(path: Path) -> bool:
 def _refusal(error: Exception, kind: str) -> str:
     if isinstance(error, PermissionError):
         return str(error.strerror)
-    _, unsafe, rest = str(error).partition("Unsupported global: GLOBAL ")
-    if unsafe:
-        return f"holds {rest.split()[0]}, which is code, not weights; nothing was loaded"
+    if code := _CODE.search(str(error)):
+        return f"holds {code[1]}, which is code, not weights; nothing was loaded"
     return f"not a {kind}, or a damaged one"
 
 

@@ -119,7 +119,7 @@ class RunDirectory:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, says fcntl(2)
-            raise InputError(f"--run-dir {path}: another process is writing to it") from None
+            raise InputError(f"--run-dir {path}: another process is writing to it; give another") from None
         except OSError as error:  # NFS without its lock manager, some cluster file systems
             log.warning("--run-dir %s: cannot be locked (%s); see that no other run writes to it", path, error.strerror)
 

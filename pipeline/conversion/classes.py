@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from ..storage.classes import classes_in_words, sort_classes
+from ..storage.classes import check_class_names, classes_in_words, sort_classes
 from .labels import label_images, read_validation_labels, wnid_in_name
 from .listing import Images, Listing, original_name
 
@@ -61,9 +61,7 @@ def classify(
         wnids[split] = _wnids(listing, meanings[split])
     # A class index keeps its meaning in the source, even if no image has it.
     classes = list(wanted or meanings[first] or sort_classes(wnids[first]))
-    for name in classes:
-        if not name.isprintable():  # not UTF-8, for example
-            raise InputError(f"{listings[first].description}: the class name {name!a}; rename it to plain letters")
+    check_class_names(listings[first].description, classes)
     log.info("%s", classes_in_words(classes, f"in the order of {classes_file}" if wanted else None))
     if wanted and (missing := sorted({*wanted} - {*wnids[first]})):
         names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")

@@ -100,7 +100,7 @@ def load_image(spec: LoaderSpec, samples: SampleNames, key: int, stored: bytes, 
     try:
         crop = crop_of(spec, key, stored, epoch, len(out))
     except BadImage as error:
-        raise InputError(f"{samples.name(index)}: {error}; convert again") from None
+        raise InputError(f"{samples.name(index)}: {error}; {samples.remedy}") from None
     except JpegError:  # a folder may hold PNG files
         with spec.clock.part("decode"):
             image = pixels_of(decode(samples, index, stored))
@@ -127,5 +127,5 @@ def crop_of(spec: LoaderSpec, key: int, stored: bytes, epoch: int, resolution: i
 def resize_into(samples: SampleNames, index: int, image: np.ndarray, crop: Crop, out: np.ndarray) -> None:
     """Resize the crop of `image`, uint8 [H, W, 3], into `out`. Raises InputError where it is not inside."""
     if crop.top + crop.height > image.shape[0] or crop.left + crop.width > image.shape[1]:
-        raise InputError(f"{samples.name(index)}: decodes to another size than its header says; convert again")
+        raise InputError(f"{samples.name(index)}: decodes to another size than its header says; {samples.remedy}")
     resize_crop(image, crop.box, crop.window, crop.flip, crop.cubic, out)

@@ -34,12 +34,12 @@ def decode_whole(
     try:
         check_size(*size(data))
     except (BadImage, JpegError) as error:
-        raise InputError(f"{samples.name(index)}: cannot be decoded ({error}); convert again") from None
+        raise InputError(f"{samples.name(index)}: cannot be decoded ({error}); {samples.remedy}") from None
     try:
         image: Tensor = decode_image(torch.from_numpy(data), ImageReadMode.RGB)
     except (RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0].rpartition(", ")[2]
-        raise InputError(f"{samples.name(index)}: cannot be decoded ({reason}); convert again") from None
+        raise InputError(f"{samples.name(index)}: cannot be decoded ({reason}); {samples.remedy}") from None
     return image
 
 

@@ -192,6 +192,8 @@ class BetonSamples:
     Raises InputError on opening if the file is not a beton, is truncated, or belongs to another class list.
     """
 
+    remedy = "convert again"
+
     def __init__(self, path: Path, classes: list[str]) -> None:
         self._path, self._classes = path, classes
         try:

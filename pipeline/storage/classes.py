@@ -25,6 +25,14 @@ def sort_classes(names: Iterable[str]) -> list[str]:
     return sorted(names, key=int) if are_numbers(names) else names
 
 
+def check_class_names(where: str, names: Iterable[str]) -> None:
+    """Raises InputError for a class name that cannot be printed (it is not UTF-8, for example): logs, checkpoints and
+    other programs need it."""
+    for name in names:
+        if not name.isprintable():
+            raise InputError(f"{where}: the class name {name!a}; rename it to plain letters")
+
+
 def classes_in_words(classes: Sequence[str], order: str | None = None) -> str:
     """A line that shows the classes in index order; `order` says where the order comes from."""
     order = order or ("sorted as numbers" if are_numbers(classes) else "sorted by name")

@@ -311,7 +311,7 @@ def list_class_folders(folders: Sequence[Path], classes: Sequence[str]) -> Folde
     for folder in folders:
         for name in list_classes(folder):
             if name not in index:
-                raise InputError(f"{folder / name}: this class is not among the {len(classes)} of training")
+                raise InputError(f"{folder / name}: this class is not among the {len(classes)} of training; remove it")
     paths, counts, labels = list[str](), list[int](), list[int]()
     passed_over: PassedOver = Counter()
 
@@ -362,6 +362,8 @@ class FolderSamples:
     A file that is not a JPEG of the common kind is decoded and encoded whenever it is read, as a conversion does once.
     """
 
+    remedy = "remove or replace it"
+
     def __init__(self, listing: FolderListing) -> None:
         self._listing = listing
 
@@ -378,7 +380,7 @@ class FolderSamples:
         except OSError as error:
             raise StorageError(f"{path}: {error.strerror}") from None
         except BadImage as error:
-            raise InputError(f"{path}: {error}; remove or replace it") from None
+            raise InputError(f"{path}: {error}; {self.remedy}") from None
 
     def name(self, index: int) -> str:
         return self._listing.path(index)

@@ -16,6 +16,11 @@ class Sample(NamedTuple):
 class SampleNames(Protocol):
     """Knows where each sample is stored."""
 
+    @property
+    def remedy(self) -> str:
+        """What to do about a sample that cannot be decoded."""
+        ...
+
     def name(self, index: int) -> str:
         """The storage and the dataset position, for messages."""
         ...

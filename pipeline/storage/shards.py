@@ -185,6 +185,8 @@ class ShardSamples:
     limit on open files.
     """
 
+    remedy = "convert again"
+
     def __init__(
         self, dataset: Path, shards: tuple[ShardInfo, ...], num_classes: int, read_index: IndexReader | None = None
     ) -> None:

@@ -8,7 +8,7 @@ from ..errors import InputError
 from ..pixels.formats import is_jpeg_name
 from ..requirements import CONVERT
 from .beton import BetonSamples, head_matches
-from .classes import classes_in_words, sort_classes
+from .classes import check_class_names, classes_in_words, sort_classes
 from .folder import (
     FolderListing,
     FolderSamples,
@@ -82,8 +82,9 @@ class Split:
             return lines
         lines += [self.folders.remark] if self.folders.remark else []
         if self.name == "train":
-            validation = _folders_of(self.path, "val")
-            unused = {*other_folders(self.path)} - {*(validation.folders if validation else ())}
+            validation = _folders_of(self.path, "val") or SplitFolders(())
+            lines += [validation.remark] if validation.remark else []
+            unused = {*other_folders(self.path)} - {*validation.folders}
             lines += [f"{folder}: not used, it is neither train nor val" for folder in sorted(unused)]
         if passed_over := self._listing.passed_over:
             lines.append(f"{self.name}: {in_words(passed_over)}")
@@ -225,6 +226,7 @@ def _open_folder(path: Path, name: str) -> Split:
             f"an interrupted conversion is finished by starting it again"
         )
     classes = _classes_in(training or made)
+    check_class_names(str(training or made), classes)
     folders = tuple(map(unwrapped, made.folders))
     if not any(has_class_folders(folder, name, classes if training else ()) for folder in folders):
         raise InputError(

@@ -97,6 +97,7 @@ def test_grouped_flags_override_the_settings_to_start_from() -> None:
         (("--rate", "0"), "--rate 0.0: must be above 0 (see --help)"),
         (("--rat", "1"), "--rat: no such flag; did you mean --rate? (see --help)"),
         (("--learning-rate=1", "--xyz"), "--learning-rate: is --rate here; --xyz: no such flag (see --help)"),
+        (("--learnin-rate=1",), "--learnin-rate: no such flag; did you mean --learning-rate? (see --help)"),
         (("--rate=abc",), "--rate abc: must be a number (see --help)"),
         (("--steps", "1.5"), "--steps 1.5: must be a whole number (see --help)"),
         (("--method", "sg"), "--method sg: must be one of sgd, lars; did you mean sgd? (see --help)"),

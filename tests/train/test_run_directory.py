@@ -83,7 +83,7 @@ def test_a_directory_has_one_writer(dataset: Path, tmp_path: Path, capsys: pytes
         assert other.stdout.readline() == b"locked\n"
         message = refused_later(*torch_run(dataset, "--run-dir", run_dir, "--resume", "auto"), capsys=capsys)
         other.kill()  # which releases its lock
-    assert message == f"error: --run-dir {run_dir}: another process is writing to it"
+    assert message == f"error: --run-dir {run_dir}: another process is writing to it; give another"
     train(*torch_run(dataset, "--run-dir", run_dir, "--resume", "auto"), capsys=capsys)
 
 

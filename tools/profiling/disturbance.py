@@ -17,10 +17,11 @@ ATTEMPTS = 2
 
 
 def undisturbed_rate(profile: Profile, profiles: Sequence[Profile]) -> float:
-    """The highest rate of the model alone, in images per second, in measurements with the same batches. Other programs
-    can only make it slower."""
+    """The highest rate of the model, in images per second, in measurements with the same batches: alone, or together
+    with a loader, which like other programs can only make it slower."""
     batches = _batches(profile)
-    return max(one.model_alone.rate.median for one in (profile, *profiles) if _batches(one) == batches)
+    same = [one for one in (profile, *profiles) if _batches(one) == batches]
+    return max(rate.median for one in same for rate in (one.model_alone.rate, one.together.rate))
 
 
 def is_disturbed(profile: Profile, profiles: Sequence[Profile]) -> bool:

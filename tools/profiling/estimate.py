@@ -26,6 +26,8 @@ CONVERSIONS = {
 class _SamplesInMemory:
     """Samples that have been read."""
 
+    remedy = "convert again"
+
     def __init__(self, samples: tuple[Sample, ...]) -> None:
         self._samples = samples
 

@@ -26,6 +26,8 @@ def read_text(address: str, access: Access, most: int) -> str:
 class RemoteShards:
     """The shards of a split: their addresses, and names and labels of the samples streamed from them."""
 
+    remedy = "convert again"
+
     def __init__(self, base: str, shards: tuple[ShardInfo, ...], num_classes: int) -> None:
         self.base, self.infos, self._num_classes = base.rstrip("/"), shards, num_classes
         self.shard_samples = tuple(shard.samples for shard in shards)

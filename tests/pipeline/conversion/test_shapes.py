@@ -84,6 +84,7 @@ def test_other_names_of_validation_are_taken(tmp_path: Path, name: str, caplog: 
     assert open_split(tmp_path, "val").samples[0].label == 1
     warning = f"{tmp_path}/test: used for validation, as there is no val/"
     assert (warning in caplog.messages) == (name == "test")
+    assert (warning in open_split(tmp_path, "train").remarks) == (name == "test")
 
 
 @pytest.mark.parametrize("inside", ["test/cat/4.jpg", "test/4.jpg", "holdout/cat/4.jpg", "dev/4.jpg"])

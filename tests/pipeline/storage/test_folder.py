@@ -1,5 +1,6 @@
 """The listing of images, class folders and splits that training from a folder and the conversion share."""
 
+import contextlib
 import gc
 import os
 from collections import Counter
@@ -8,8 +9,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipeline import loaders
+from pipeline.contract import LoaderSpec
 from pipeline.conversion.listing import images_in_class_folders, make_listing
 from pipeline.errors import InputError
+from pipeline.order.crops import CropPolicy
 from pipeline.storage.folder import (
     FolderSamples,
     PassedOver,
@@ -129,9 +133,28 @@ def test_training_and_conversion_list_the_same_images(imagenet_folder: Path) -> 
         assert classes[in_training.labels[index]] == converted.labels[index]
 
 
+def test_a_class_name_that_cannot_be_printed_is_refused(tmp_path: Path) -> None:
+    write_files(tmp_path, "train/n1/a.jpg", "val/n1/a.jpg")
+    os.mkdir(os.fsencode(tmp_path / "train") + b"/cl\xe9")
+    with pytest.raises(InputError, match=r"train: the class name 'cl\\udce9'; rename it to plain letters$"):
+        open_split(tmp_path, "train")
+
+
+def test_an_image_that_cannot_be_decoded_is_to_be_replaced(tmp_path: Path) -> None:
+    """A conversion would not help."""
+    (tmp_path / "train" / "n1").mkdir(parents=True)
+    (tmp_path / "train" / "n1" / "a.jpg").write_bytes(IMAGE[: len(IMAGE) // 2])
+    spec = LoaderSpec(
+        split=open_split(tmp_path, "train"), batch_size=1, crop=CropPolicy(training=False), workers=0, max_resolution=32
+    )
+    loader = loaders.create("torch", spec)
+    with contextlib.closing(loader), pytest.raises(InputError, match=r"n1/a\.jpg: .*; remove or replace it$"):
+        next(loader.epoch(0, 32))
+
+
 def test_class_that_training_does_not_have_is_refused(tmp_path: Path) -> None:
     write_files(tmp_path, "n1/a.jpg", "n2/b.jpg")
-    with pytest.raises(InputError, match=f"^{tmp_path}/n2: this class is not among the 1 of training$"):
+    with pytest.raises(InputError, match=f"^{tmp_path}/n2: this class is not among the 1 of training; remove it$"):
         list_class_folders([tmp_path], ["n1"])
 
 

@@ -9,7 +9,7 @@ import pytest
 from pipeline.cli import parse
 from tests.helpers.profiles import QUICK, TINY
 from tools.bench.report import Rate
-from tools.profiling.disturbance import ATTEMPTS
+from tools.profiling.disturbance import ATTEMPTS, is_disturbed
 from tools.profiling.profile import Measurements, measure, repeat_disturbed
 from tools.profiling.profiles import Profile
 from tools.profiling.settings import ProfileSettings
@@ -18,6 +18,14 @@ from tools.profiling.settings import ProfileSettings
 @pytest.fixture
 def settings(dataset: Path, tmp_path: Path) -> ProfileSettings:
     return parse(ProfileSettings, ["--data", str(dataset), "--out", str(tmp_path), *QUICK, *TINY, "--windows", "1"])
+
+
+def test_a_model_that_is_faster_with_a_loader_than_alone_was_disturbed(settings: ProfileSettings) -> None:
+    measured = Measurements()
+    measure(settings, "torch", {}, measured.bases, parts=True)
+    together = measured.bases[0].together.rate.median / measured.bases[0].model_alone.rate.median
+    assert not is_disturbed(with_model_rate(measured.bases[0], together), [])
+    assert is_disturbed(with_model_rate(measured.bases[0], together / 3), [])
 
 
 def with_model_rate(profile: Profile, factor: float) -> Profile:
