@@ -23,15 +23,18 @@ Undisturbed = Callable[[int], Path]
 
 @pytest.fixture(scope="module")
 def scripts(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The scripts of the page, by name: train.sh, and launch.sh, which is that with one task a machine; convert.sh and
-    merge.sh."""
+    """The scripts of the page, by name: train.sh; that with one task a machine, launch.sh, and without a signal before
+    the time limit, unannounced.sh; convert.sh and merge.sh."""
     train, launching, convert, merge = re.findall(
         r"^```bash\n(.*?)^```$", (ROOT / "docs/clusters.md").read_text(), re.MULTILINE | re.DOTALL
     )
     launch, count = re.subn(r"^srun .*\n", lambda _: launching, train, flags=re.MULTILINE)
     assert count == 1
+    unannounced, count = re.subn(" --signal=USR1@120", "", train)
+    assert count == 1
     folder = tmp_path_factory.mktemp("scripts")
-    for name, text in {"train": train, "launch": launch, "convert": convert, "merge": merge}.items():
+    texts = {"train": train, "launch": launch, "unannounced": unannounced, "convert": convert, "merge": merge}
+    for name, text in texts.items():
         (folder / f"{name}.sh").write_text(text)
     return lambda name: folder / name
 
@@ -99,7 +102,7 @@ def test_submitted_again_after_each_end(
 
     def started() -> Job:
         words = [*flags(2), "--run-dir", tmp_path / "run"]
-        job = submit("train.sh", *words, options=(*TWO_NODES, "--signal=URG@1"))
+        job = submit("unannounced.sh", *words, options=TWO_NODES)
         job.wait_for_a_step()
         return job
 
