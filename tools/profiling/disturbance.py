@@ -17,11 +17,11 @@ ATTEMPTS = 2
 
 
 def undisturbed_rate(profile: Profile, profiles: Sequence[Profile]) -> float:
-    """The highest rate of the model, in images per second, in measurements with the same batches: alone, or together
-    with a loader, which like other programs can only make it slower."""
+    """The highest rate of the model alone, in images per second, in measurements with the same batches, or that of this
+    one's model and loader together. Other programs, and the loader, can only make it slower."""
     batches = _batches(profile)
-    same = [one for one in (profile, *profiles) if _batches(one) == batches]
-    return max(rate.median for one in same for rate in (one.model_alone.rate, one.together.rate))
+    alone = [one.model_alone for one in (profile, *profiles) if _batches(one) == batches]
+    return max(measured.rate.median for measured in (profile.together, *alone))
 
 
 def is_disturbed(profile: Profile, profiles: Sequence[Profile]) -> bool:
