@@ -14,7 +14,7 @@ from pipeline.pixels.decode import decode, load_image
 from tests.helpers.images import jpeg_bytes, photograph
 
 SIDE = 65_500
-SAMPLES = SimpleNamespace(name=lambda index: f"sample {index}")
+SAMPLES = SimpleNamespace(name=lambda index: f"sample {index}", remedy="convert again")
 
 
 def huge_jpeg(**options: Any) -> bytes:
