@@ -7,6 +7,6 @@ from typing import Any
 import torch
 
 
-def save_as_before_1_6(content: Any, path: Path) -> None:
-    """Write a file in PyTorch's old format, which is no zip archive."""
-    torch.save(content, path, _use_new_zipfile_serialization=False)
+def save_as_before_1_6(content: Any, path: Path, pickle_protocol: int = 2) -> None:
+    """Write a file in PyTorch's old format, which is no zip archive. 2 is `torch.save`'s own default protocol."""
+    torch.save(content, path, pickle_protocol=pickle_protocol, _use_new_zipfile_serialization=False)
