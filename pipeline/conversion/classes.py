@@ -14,8 +14,9 @@ import numpy as np
 
 from ..errors import InputError
 from ..storage.classes import check_class_names, classes_in_words, sort_classes
+from ..storage.positions import name_order
 from .labels import label_images, read_validation_labels, wnid_in_name
-from .listing import Images, Listing, original_name
+from .listing import Images, Listing
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def _with_a_class(split: str, images: Images, num_classes: int, classes_file: Pa
     if len(kept) < len(images):
         log.info("%s: %d images are of the %d classes of %s", split, len(kept), num_classes, classes_file)
     images = images.select(kept)
-    return images if images.read_whole else _in_name_order(images)
+    return images if images.read_whole else images.select(name_order(images.names, images.labels))
 
 
 def _with_wnids(listings: dict[str, Listing]) -> dict[str, Listing]:
@@ -144,10 +145,3 @@ def _index_meaning(listing: Listing, wanted: list[str] | None) -> list[str] | No
 def _wnids(listing: Listing, meaning: list[str] | None) -> list[str]:
     """The wnid of each image."""
     return [meaning[label] if meaning and isinstance(label, int) else str(label) for label in listing.labels]
-
-
-def _in_name_order(images: Images) -> Images:
-    """By file name, then class: the order does not depend on whether they came from folders or archives."""
-    order = np.argsort(images.labels, kind="stable").tolist()
-    order.sort(key=[original_name(name) for name in images.names].__getitem__)  # a stable sort, too
-    return images.select(np.array(order, np.int64))

@@ -60,7 +60,7 @@ from .listing import (
     listed_in,
     make_listing,
     members_of,
-    mixed_order,
+    mixed_images,
     range_of,
     split_in_path,
 )
@@ -134,7 +134,7 @@ def open_source(flags: SourceFlags) -> Source:
         raise InputError(f"--val-labels {flags.val_labels}: no validation images of {flags.src}, {reason}")
     classes, splits = classify(listings, wanted, flags.classes)
     if "train" in splits:
-        splits["train"] = splits["train"].select(mixed_order(splits["train"], flags.seed))
+        splits["train"] = mixed_images(splits["train"], flags.seed)
     folders = tuple(folder for listing in listings.values() for folder in listing.folders)
     return Source(tuple(classes), splits, folders, {split: listings[split].passed_over for split in splits})
 

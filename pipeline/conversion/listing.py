@@ -37,8 +37,10 @@ from ..storage.folder import (
 )
 from ..storage.foreign import ZIP, kind_of_file
 from ..storage.names import Names
+from ..storage.positions import mixed_order
 from ..storage.reading import REQUESTS, any_remote, open_to_read, read_at
 from ..storage.remote.paths import RemotePath
+from ..storage.shards import original_name
 from ..threads import in_order
 from .archives import Member, RemoteArchive, list_members, members_in
 from .containers import Container
@@ -58,7 +60,6 @@ _LARGEST_CLASS_INDEX = 999_999  # more would fill memory with names of classes
 _SAMPLE_FILE = re.compile(r"(?!__[^/]*__(?:/|$))((?:.*/)?[^./]+)(\.[^/]*)", re.DOTALL)
 _WORD = re.compile(r"[\w-]+")
 _LABEL_TEXTS = {".cls": re.compile(r"[^\0-\x1f]{1,100}")}  # any class name; a text in another file may be a caption
-_OWN_KEY = re.compile(r"^\d{6}_\d{6}_(?=.)")  # what our shards put before the original name
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -244,17 +245,17 @@ def _check_index(container: Path | Container, file: Member, label: Label) -> Non
         raise InputError(f"{path}: {file.name} has the label {label}, which is no class")
 
 
-def mixed_order(images: Images, seed: int) -> NDArray[np.int64]:
-    """A random order of images. Those of containers that are read as a whole are mixed within windows of MIXED_BYTES:
-    containers in random order, and in each window all their images."""
-    keys = random_keys(len(images), seed, 0, MIX_DRAW)
+def mixed_images(images: Images, seed: int) -> Images:
+    """The images in a random order. Those of containers that are read as a whole are mixed within windows of
+    MIXED_BYTES: containers in random order, and in each window all their images."""
     if not images.read_whole:
-        return np.argsort(keys, kind="stable")
+        return images.select(mixed_order(len(images), seed))
+    keys = random_keys(len(images), seed, 0, MIX_DRAW)
     container_keys = random_keys(len(images.containers), seed, 1, MIX_DRAW)
     ranks = np.argsort(np.argsort(container_keys, kind="stable"), kind="stable")  # of each container
     sizes = np.bincount(ranks[images.container], images.sizes, len(ranks)).astype(np.int64)
     windows = (np.cumsum(sizes) - sizes) // MIXED_BYTES  # of each rank
-    return np.lexsort((keys, windows[ranks[images.container]]))
+    return images.select(np.lexsort((keys, windows[ranks[images.container]])))
 
 
 def check_no_duplicates(listing: Listing) -> None:
@@ -275,11 +276,6 @@ def _below_class(name: str, label: Label) -> str:
     folders, _, file = name.rpartition("/")
     parts = folders.split("/")
     return "/".join([*(parts[parts.index(label) + 1 :] if label in parts else ()), original_name(file)])
-
-
-def original_name(name: str) -> str:
-    """An image's original file name: without folders, and without the prefix that our shards give it."""
-    return _OWN_KEY.sub("", name.rpartition("/")[2], count=1)
 
 
 # --- files in folders

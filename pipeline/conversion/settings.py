@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from ..sizes import parse_bytes
+from ..storage.positions import SEED
 from ..storage.remote.address import BUCKETS, SCHEMES
 from .images import Handling, Subsampling
 from .work import Part
@@ -61,7 +62,7 @@ class ConvertSettings:
     """Largest WebDataset shard; approximate where images change: shards are planned from the source alone."""
     workers: int = len(os.sched_getaffinity(0))
     """Threads that read and check images."""
-    seed: int = 0
+    seed: int = SEED
     """Shuffles the training images once, so that streaming reads are mixed."""
     part: str | None = None
     """K/N: write the K-th of N shares, on any machine. When all are written, --merge puts them together."""

@@ -153,10 +153,13 @@ class Plan(RankPlan):
         """
         whole, distinct = self.num_samples // self.global_batch_size, self.global_batch_size // self.repeats
         places = np.arange(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
-        own = order[: whole * distinct].reshape(whole, distinct)[:, places % distinct].astype(np.int64)
+        own = np.empty((whole, self.batch_size), np.int64)
+        own[:] = order[: whole * distinct].reshape(whole, distinct)[:, places % distinct]
         own |= places // distinct << REPEAT_SHIFT
-        last = order[whole * distinct :] if not self.training else order[:0]
-        return np.concatenate([own.ravel(), rank_share(last, self.rank, self.world_size)], dtype=np.int64)
+        if self.training:
+            return own.ravel()
+        last = rank_share(order[whole * distinct :], self.rank, self.world_size)
+        return np.concatenate([own.ravel(), last], dtype=np.int64)
 
     def batch(self, order: Indices, number: int) -> Indices:
         return order[number * self.batch_size : (number + 1) * self.batch_size]

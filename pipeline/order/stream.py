@@ -61,7 +61,7 @@ class StreamPlan(RankPlan):
 
     @property
     def batches_per_epoch(self) -> int:
-        samples = sum(map(len, self._segments(np.arange(sum(self.shard_samples)))))
+        samples = sum(stop - start for start, stop in self._edges())
         if self.training:
             return samples // self.batch_size
         return -(-samples // self.batch_size)
@@ -73,18 +73,19 @@ class StreamPlan(RankPlan):
             return np.arange(count)
         return np.argsort(random_keys(count, self.seed, epoch, SHARD_DRAW), kind="stable").astype(np.int64)
 
-    def _segments(self, sequence: Indices) -> list[Indices]:
-        """This rank's lanes of a sequence of all samples; in training all lanes are equally long."""
-        count, lanes = len(sequence), self.num_lanes
+    def _edges(self) -> list[tuple[int, int]]:
+        """Where this rank's lanes begin and end in the samples of all shards, in the order of the shards; in training
+        all lanes are equally long."""
+        count, lanes = sum(self.shard_samples), self.num_lanes
         if self.training:
             count -= count % lanes
-        return [sequence[count * lane // lanes : count * (lane + 1) // lanes] for lane in self.my_lanes]
+        return [(count * lane // lanes, count * (lane + 1) // lanes) for lane in self.my_lanes]
 
     def lanes(self, epoch: int) -> list[Indices]:
         """The positions that each lane of this rank reads, int64, in the order of the shards."""
-        first = np.cumsum((0, *self.shard_samples))
-        shards = [np.arange(first[shard], first[shard + 1]) for shard in self.shard_order(epoch)]
-        return self._segments(np.concatenate([np.empty(0, np.int64), *shards]))
+        shards, samples = self.shard_order(epoch), np.array(self.shard_samples, np.int64)
+        first, ends = np.cumsum(samples) - samples, np.cumsum(samples[shards])
+        return [_positions(first[shards], ends, start, stop) for start, stop in self._edges()]
 
     def order(self, epoch: int) -> Indices:
         """The samples of this rank: its lanes, shuffled, in turn."""
@@ -104,6 +105,20 @@ class StreamPlan(RankPlan):
         distinct = self.batch_size // self.repeats
         positions = order[number * distinct : (number + 1) * distinct]
         return np.concatenate([positions | repeat << REPEAT_SHIFT for repeat in range(self.repeats)])
+
+
+def _positions(first: Indices, ends: Indices, start: int, stop: int) -> Indices:
+    """The positions of the samples `start` to `stop` of shards that begin at positions `first` and end, one after the
+    other, at `ends`. Only theirs: of 14 million samples, those of all ranks take 230 MB."""
+    pieces, at = [np.empty(0, np.int64)], start
+    for shard in range(int(np.searchsorted(ends, start, side="right")), len(ends)):
+        if at >= stop:
+            break
+        before = int(ends[shard - 1]) if shard else 0
+        end = min(stop, int(ends[shard]))
+        pieces.append(np.arange(first[shard] + at - before, first[shard] + end - before))
+        at = end
+    return np.concatenate(pieces)
 
 
 @njit(cache=True, nogil=True)

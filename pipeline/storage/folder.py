@@ -9,7 +9,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -296,6 +296,15 @@ class FolderListing:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def select(self, positions: NDArray[np.int64]) -> "FolderListing":
+        """The images at these positions, in this order."""
+        return replace(
+            self,
+            folder=self.folder[positions],
+            names=self.names.select(positions),
+            labels=self.labels[positions],
+        )
 
     def path(self, index: int) -> str:
         """Where an image is."""

@@ -30,6 +30,7 @@ _BLOCK = tarfile.BLOCKSIZE
 _LARGEST_LABEL_FILE = 32
 _LARGEST_ROW = 400  # bytes of an index
 _PASSED_AT_ONCE = 1 << 20
+_OWN_KEY = re.compile(r"^\d{6}_\d{6}_(?=.)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +49,11 @@ def sample_key(shard: int, place: int, stem: str) -> str:
     Contains only characters that every tar reader and webdataset (which splits at the first dot) leave unchanged.
     """
     return f"{shard:06d}_{place:06d}_{re.sub(r'[^A-Za-z0-9_-]', '_', stem)[:64]}"
+
+
+def original_name(name: str) -> str:
+    """An image's original file name: without folders, and without what `sample_key` puts before it."""
+    return _OWN_KEY.sub("", name.rpartition("/")[2], count=1)
 
 
 def position_of_key(key: str, first: NDArray[np.int64]) -> int:

@@ -24,6 +24,7 @@ from .folder import (
 )
 from .foreign import COMPRESSED, foreign_files, readable_kind
 from .manifest import LARGEST, MANIFEST, Manifest, SplitInfo, check_size
+from .positions import SEED, mixed_order, name_order
 from .remote.address import below, is_remote
 from .remote.cache import cached_samples
 from .remote.settings import DEFAULT, Access, RemoteSettings
@@ -67,11 +68,13 @@ class Split:
 
     @cached_property
     def _listing(self) -> FolderListing:
-        """The images of a plain folder."""
+        """The images of a plain folder, in the order in which a conversion stores them."""
         if self.listing is not None:
             return self.listing
         assert self.folders is not None
-        return list_class_folders(self.folders.folders, self.classes)
+        listed = list_class_folders(self.folders.folders, self.classes)
+        order = name_order(listed.names, listed.labels)
+        return listed.select(order[mixed_order(len(order), SEED)] if self.name == "train" else order)
 
     @property
     def remarks(self) -> list[str]:

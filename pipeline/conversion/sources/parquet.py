@@ -5,7 +5,7 @@ which columns these are, is in the metadata that the datasets library writes; ot
 
 Images can only be read by row group, and are decompressed on the way. So a listing reads labels and names alone, sizes
 are the average of each row group, training images are shuffled within as many row groups as fit into memory
-(`listing.mixed_order`), and these are held until all of their images have been written.
+(`listing.mixed_images`), and these are held until all of their images have been written.
 """
 
 import contextlib

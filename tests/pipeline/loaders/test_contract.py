@@ -414,13 +414,15 @@ def test_every_storage_has_the_same_samples(tiled_dataset: Path) -> None:
         assert split.shards[index] == split.beton[index]
 
 
-def test_folder_data_is_read_in_place(module: LoaderModule, imagenet_folder: Path) -> None:
+def test_folder_data_is_read_in_place(module: LoaderModule, imagenet_folder: Path, dataset: Path) -> None:
+    """With the batches of its conversion."""
     spec = spec_of(open_split(imagenet_folder, "train"))
     if "folder" not in module.FACTS.reads:
         with pytest.raises(InputError, match="convert with"):
             module.create(spec)
         return
-    assert_same(module, collect(module, spec, 0, RESOLUTION), list(reference(spec, 0, RESOLUTION)))
+    converted = spec_of(open_split(dataset, "train"))
+    assert_same(module, collect(module, spec, 0, RESOLUTION), list(reference(converted, 0, RESOLUTION)))
 
 
 def test_an_unknown_loader_lists_the_known_ones() -> None:

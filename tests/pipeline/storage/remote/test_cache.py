@@ -3,9 +3,11 @@
 import contextlib
 import fcntl
 import hashlib
+import math
 import multiprocessing
 import os
 import signal
+import struct
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 
 from pipeline.errors import InputError, StorageError
 from pipeline.storage.remote.cache import ShardCache, Wanted
+from pipeline.storage.remote.reader_record import MAGIC, Record
 from pipeline.storage.remote.settings import Access, CacheSettings
 from pipeline.storage.remote.traffic import Traffic
 from pipeline.storage.shards import ShardInfo
@@ -250,9 +253,9 @@ def test_what_is_no_file_is_not_followed_and_not_waited_for(server: FaultyServer
         (cache / folder).mkdir(parents=True)
         (cache / folder / "x").mkdir()
     (first, second) = (hashlib.sha256(content(number)).hexdigest() for number in (0, 1))
-    for name in (f"shards/{first}.tar", f"shards/{second}.partial", "readers/a.json"):
+    for name in (f"shards/{first}.tar", f"shards/{second}.partial", "readers/a.plan"):
         (cache / name).symlink_to(secret)
-    for name in (f"shards/{second}.tar", f"shards/{first}.partial", "readers/b.json"):
+    for name in (f"shards/{second}.tar", f"shards/{first}.partial", "readers/b.plan"):
         os.mkfifo(cache / name)
     reader = cache_of(cache, 3)
     reader.plan(wanted(server, 0, 1), [])
@@ -266,19 +269,53 @@ def test_what_is_no_file_is_not_followed_and_not_waited_for(server: FaultyServer
         cache_of(cache, 3)
 
 
-NONSENSE = ["", "\0", "[" * 100_000, "{}", "[]", '{"now": 0, "in_use": 7, "next": {}}', "9" * 10_000]
-NONSENSE += ['{"now": 0, "in_use": [], "next": {"a": ["b"]}}', '{"now": 1e999, "in_use": [[]], "next": []}']
+ENTRY_BYTES = struct.pack("<QdB", 1, 0.0, 0)
+NONSENSE = {
+    "empty": b"", "zero": b"\0", "json": b'{"now": 0, "in_use": [], "next": {}}', "cut": MAGIC + bytes(7),
+    "uneven": MAGIC + bytes(8) + ENTRY_BYTES[:-1], "state": MAGIC + bytes(8) + struct.pack("<QdB", 1, 0.0, 3),
+    "now": MAGIC + struct.pack("<d", math.nan) + ENTRY_BYTES,
+    "when": MAGIC + bytes(8) + struct.pack("<QdB", 1, math.inf, 1),
+}  # fmt: skip
 
 
 def test_records_that_mean_nothing_count_as_none(server: FaultyServer, tmp_path: Path) -> None:
     (tmp_path / "cache/readers").mkdir(parents=True)
     with contextlib.ExitStack() as opened:
-        for number, text in enumerate(NONSENSE):
-            path = tmp_path / f"cache/readers/{number}.json"
-            path.write_text(text[:1000])
+        for name, content in NONSENSE.items():
+            path = tmp_path / f"cache/readers/{name}.plan"
+            path.write_bytes(content)
+            assert Record.read(path) is None
             fcntl.flock(opened.enter_context(path.open()), fcntl.LOCK_EX)  # as that of a reader that lives
         reader = cache_of(tmp_path / "cache", 2)
         reader.plan(wanted(server, 0, 1, 2), [])
         for one in wanted(server, 0, 1, 2):
             read(reader, one)
         reader.close()
+
+
+def test_a_shard_that_is_no_digest_is_evicted(server: FaultyServer, tmp_path: Path) -> None:
+    (tmp_path / "cache/shards").mkdir(parents=True)
+    (tmp_path / "cache/shards/stray.tar").write_bytes(bytes(2 * SIZE))
+    cache = cache_of(tmp_path / "cache", 2)
+    cache.plan(wanted(server, 0, 1), [])
+    for one in wanted(server, 0, 1):
+        read(cache, one)
+    assert held(tmp_path / "cache") == {0, 1}
+    cache.close()
+
+
+def test_what_is_open_stays_in_use_when_a_plan_is_replaced(server: FaultyServer, tmp_path: Path) -> None:
+    """As where an epoch is given up: its reader may hold a shard for a while."""
+    cache, other = (cache_of(tmp_path / "cache", 2) for _ in range(2))
+    first, second = wanted(server, 0, 1)
+    cache.plan([first], [])
+    with cache.open(first):
+        cache.plan([second], [])
+        read(cache, second)
+        other.plan(wanted(server, 2, 3), [])
+        for one in wanted(server, 2, 3):
+            read(other, one)
+        assert 0 in held(tmp_path / "cache")
+    read(other, wanted(server, 4)[0])
+    cache.close()
+    other.close()
