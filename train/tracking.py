@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import logging
 import os
+import secrets
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -69,7 +70,9 @@ class _TensorBoard:
         from torch.utils.tensorboard import SummaryWriter  # here: the import takes a second
         from torch.utils.tensorboard.summary import hparams
 
-        self._writer = SummaryWriter(str(run_dir / BOARD), purge_step=step + 1)
+        # A name of time, host and process ID can be guessed, and TensorBoard would write through a link of that name.
+        suffix = f".{secrets.token_hex(8)}"
+        self._writer = SummaryWriter(str(run_dir / BOARD), purge_step=step + 1, filename_suffix=suffix)
         file_writer = self._writer.file_writer
         assert file_writer is not None
         # As SummaryWriter.add_hparams, but at the start, so that a run that is killed has them too, and without the

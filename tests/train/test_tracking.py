@@ -1,10 +1,13 @@
 """--log: TensorBoard, Weights & Biases and Trackio, each with its own package, offline."""
 
+import itertools
 import json
 import os
+import socket
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from tests.helpers.runs import TINY, metrics, refused, train
 from tests.helpers.scripts import ROOT
 from train.config import TrainConfig
+from train.tracking import open_tracker
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +46,24 @@ def test_tensorboard_has_the_hyper_parameters_from_the_start(
     experiment = plugin_data_pb2.HParamsPluginData.FromString(contents["_hparams_/experiment"]).experiment
     assert {"eval/top1", "eval/loss"} <= {info.name.tag for info in experiment.metric_infos}
     assert set(board.Tags()["scalars"]) >= {"eval/top1", "train/loss", "train/lr"}
+
+
+def test_tensorboard_writes_through_no_link_that_was_planted_in_time(tmp_path: Path) -> None:
+    """All names of the next minute, which are those of time, host, process ID and a count."""
+    secret, board = tmp_path / "secret", tmp_path / "run" / "tensorboard"
+    secret.write_text("kept")
+    board.mkdir(parents=True)
+    now, host = int(time.time()), socket.gethostname()
+    for second, count in itertools.product(range(now, now + 60), range(20)):
+        (board / f"events.out.tfevents.{second:010d}.{host}.{os.getpid()}.{count}").symlink_to(secret)
+    tracker = open_tracker("tensorboard", tmp_path / "run", {"lr": 0.1}, step=0)
+    tracker.write({"train/loss": 1.0}, 1)
+    tracker.close()
+    assert secret.read_text() == "kept"
+    (written,) = (path for path in board.iterdir() if not path.is_symlink())
+    found = event_accumulator.EventAccumulator(str(written))
+    found.Reload()
+    assert found.Tags()["scalars"] == ["train/loss"]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
