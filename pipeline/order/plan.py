@@ -154,7 +154,9 @@ class Plan(RankPlan):
         whole, distinct = self.num_samples // self.global_batch_size, self.global_batch_size // self.repeats
         places = np.arange(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
         own = np.empty((whole, self.batch_size), np.int64)
-        own[:] = order[: whole * distinct].reshape(whole, distinct)[:, places % distinct]
+        by_batch = order[: whole * distinct].reshape(whole, distinct)
+        for column, place in enumerate((places % distinct).tolist()):  # one at a time, which takes no more memory
+            own[:, column] = by_batch[:, place]
         own |= places // distinct << REPEAT_SHIFT
         if self.training:
             return own.ravel()

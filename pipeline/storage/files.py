@@ -143,7 +143,7 @@ def check_unchanged(path: Path, size: int) -> None:
         raise StorageError(f"{path}: {actual} bytes, and {size} when it was opened; restore it, or convert again")
 
 
-def read_extent(path: Path, start: int, size: int, name: str) -> bytes:
+def read_extent(path: Path | str, start: int, size: int, name: str) -> bytes:
     """Read `size` bytes of a file from the offset `start`. Raises StorageError, beginning with `name`, where it cannot
     be read, or has become too short since its size was checked."""
     try:

@@ -144,21 +144,32 @@ def members_of(stream: Readable, name: str, most: int) -> Iterator[tuple[str, by
     """
     read = 0
     while (header := _read(stream, _BLOCK, name)).strip(b"\0"):
-        member = _plain_file(header, name)
-        padded = member.size + -member.size % _BLOCK
+        member, size = _own_file(header) or _plain_file(header, name)
+        padded = size + -size % _BLOCK
         read += _BLOCK + padded
         if read > most:
             raise InputError(f"{name}: holds more than the {most} bytes that it should have; convert again")
-        if member.name.endswith((".jpg", ".cls")):
-            if member.size > LARGEST_FILE:
-                raise InputError(f"{name}: {member.name} in it has {member.size} bytes; no image has as many")
-            yield member.name, _read(stream, padded, name)[: member.size]
+        if member.endswith((".jpg", ".cls")):
+            if size > LARGEST_FILE:
+                raise InputError(f"{name}: {member} in it has {size} bytes; no image has as many")
+            yield member, _read(stream, padded, name)[:size]
         else:
             for start in range(0, padded, _PASSED_AT_ONCE):
                 _read(stream, min(_PASSED_AT_ONCE, padded - start), name)
 
 
-def _plain_file(header: bytes, name: str) -> tarfile.TarInfo:
+def _own_file(header: bytes) -> tuple[str, int] | None:
+    """Name and size of a file whose header `member_header` has made: 2 us, where tarfile takes 16. None for others."""
+    try:
+        member, size = header[_NAME].rstrip(b"\0").decode("ascii"), int(header[_SIZE], 8)
+    except ValueError:
+        return None
+    is_own = "\0" not in member and size >= 0 and header == member_header(member, size)
+    return (member, size) if is_own else None
+
+
+def _plain_file(header: bytes, name: str) -> tuple[str, int]:
+    """Name and size of a file in a tar archive. Raises InputError, beginning with `name`, for anything else."""
     try:
         member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
@@ -166,7 +177,7 @@ def _plain_file(header: bytes, name: str) -> tarfile.TarInfo:
     if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.size < 0:
         shown = one_line(member.name)[:60]
         raise InputError(f"{name}: {shown} in it is no plain file, which no conversion writes; convert again")
-    return member
+    return member.name, member.size
 
 
 def _read(stream: Readable, size: int, name: str) -> bytes:
@@ -198,25 +209,32 @@ class ShardSamples:
     ) -> None:
         """`read_index` returns the index of a shard, of at most so many bytes, where that is not next to the shard."""
         self._num_classes = num_classes
-        self._dataset, self._names = dataset, [shard.name for shard in shards]
+        self._folder, self._names = str(dataset), [shard.name for shard in shards]
         self.first = np.cumsum([0] + [shard.samples for shard in shards])  # position of each shard's first sample
-        # Of each sample: the block where its JPEG begins, its bytes, those of its label. 14 million images take 128 MB.
-        columns = bytearray(), bytearray(), bytearray()  # they grow by what is read, whatever dataset.json promises
-        for shard in shards:
-            for column, places in zip(columns, _read_index(dataset, shard, read_index), strict=True):
-                column += places.tobytes()
-        self._blocks, self._sizes = (np.frombuffer(column, np.uint32) for column in columns[:2])
-        self._label_sizes = np.frombuffer(columns[2], np.uint8)
+        # Of each sample: the block where its JPEG begins, its bytes, those of its label. 14 million images take 128 MB;
+        # arrays that grow took 174. What dataset.json promises is not believed beyond what the shards can hold.
+        count = int(self.first[-1])
+        if count * stored_size(1) > sum(shard.bytes for shard in shards):
+            raise InputError(f"{dataset}: its shards are too small for {count} samples; convert again")
+        self._blocks, self._sizes = np.empty(count, np.uint32), np.empty(count, np.uint32)
+        self._label_sizes = np.empty(count, np.uint8)
+        for shard, at in zip(shards, self.first.tolist(), strict=False):
+            columns = (column[at:] for column in (self._blocks, self._sizes, self._label_sizes))
+            _read_index(dataset, shard, read_index, *columns)
 
     def __len__(self) -> int:
         return len(self._blocks)
 
     def shard_of(self, index: int) -> Path:
         """The shard that holds a sample."""
-        return self._dataset / self._names[self._number_of(index)]
+        return Path(self._path(self._number_of(index)))
 
     def _number_of(self, index: int) -> int:
-        return int(np.searchsorted(self.first, index, side="right")) - 1
+        return int(self.first.searchsorted(index, side="right")) - 1
+
+    def _path(self, number: int) -> str:
+        """A shard: a text, which takes 0.2 us, and a Path 5."""
+        return f"{self._folder}/{self._names[number]}"
 
     def _files(self, index: int) -> tuple[int, int, int, int]:
         """Offset and size of a sample's JPEG in its shard, and of its label."""
@@ -224,7 +242,7 @@ class ShardSamples:
         return at, size, at + size + -size % _BLOCK + _BLOCK, int(self._label_sizes[index])
 
     def name(self, index: int) -> str:
-        return f"{self.shard_of(index)} sample {index}"
+        return f"{self._path(self._number_of(index))} sample {index}"
 
     def key(self, index: int) -> str:
         """The name of a sample's files, without the extension: see `sample_key`. Raises InputError."""
@@ -239,15 +257,15 @@ class ShardSamples:
 
     def read_members(self, index: int) -> bytes:
         """The sample's members as they are in the shard: a piece of a tar stream."""
-        start, end = self.extent(index)
-        data = read_extent(self.shard_of(index), start, end - start, self.name(index))
-        shard = self._number_of(index)
+        shard, (start, end) = self._number_of(index), self.extent(index)
+        name = f"{self._path(shard)} sample {index}"
+        data = read_extent(self._path(shard), start, end - start, name)
         key = sample_key(shard, index - int(self.first[shard]), "").encode()
         jpeg_at, jpeg_size, label_at, label_size = self._files(index)
         for at, size in ((jpeg_at - start, jpeg_size), (label_at - start, label_size)):
             header = data[at - _BLOCK : at]
             if not header.startswith(key) or header[_SIZE] != b"%011o" % size:
-                raise InputError(f"{self.name(index)}: the shard's index points to something else; convert again")
+                raise InputError(f"{name}: the shard's index points to something else; convert again")
         return data
 
     def __getitem__(self, index: int) -> Sample:
@@ -268,23 +286,21 @@ def parse_label(text: bytes, num_classes: int, name: str) -> int:
     return int(text)
 
 
-def _read_index(dataset: Path, shard: ShardInfo, read: IndexReader | None) -> tuple[NDArray[Any], ...]:
-    """Blocks, sizes and label sizes from the index of a shard, see `parse_index`. Raises InputError where it cannot be
-    that of a shard with this size and sample count."""
+def _read_index(dataset: Path, shard: ShardInfo, read: IndexReader | None, *columns: NDArray[Any]) -> None:
+    """Write blocks, sizes and label sizes from the index of a shard, see `parse_index`. Raises InputError where it
+    cannot be that of a shard with this size and sample count."""
     path = (dataset / shard.name).with_suffix(".idx")
     try:
         most = _LARGEST_ROW * (shard.samples + 1)
         version, _, lines = (read(shard, most) if read else read_bounded(path, most)).partition(b"\n")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); convert again") from None
-    room = min(shard.samples, len(lines))
-    places = np.empty(room, np.uint32), np.empty(room, np.uint32), np.empty(room, np.uint8)
     limits = shard.bytes, LARGEST_FILE, _LARGEST_LABEL_FILE
-    count, state = parse_index(np.frombuffer(lines, np.uint8), *limits, *places)
+    own = (column[: shard.samples] for column in columns)
+    count, state = parse_index(np.frombuffer(lines, np.uint8), *limits, *own)
     if version != b"%s %d" % (INDEX_VERSION.encode(), shard.samples) or (state == SOUND and count != shard.samples):
         raise InputError(f"{path}: does not list the {shard.samples} samples of its shard; convert again")
     if state == UNREADABLE:
         raise InputError(f"{path}: cannot be read (line {count + 2}); convert again")
     if state == OUTSIDE:
         raise InputError(f"{path}: points to where its shard cannot have a sample (line {count + 2}); convert again")
-    return places

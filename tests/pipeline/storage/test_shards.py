@@ -26,6 +26,8 @@ from pipeline.storage.shards import (
     ShardInfo,
     ShardSamples,
     ShardWriter,
+    _own_file,
+    member_header,
     members_of,
     position_of_key,
     sample_key,
@@ -498,6 +500,30 @@ def test_a_hostile_stream_is_one_line(start: bytes) -> None:
     with memory_below(1 << 24), pytest.raises(InputError, match=r"^there: ") as raised:
         list(members_of(Endless(start), "there", 1 << 40))
     assert str(raised.value).isprintable()
+
+
+@given(
+    name=st.text(st.characters(max_codepoint=127), max_size=100),
+    size=st.integers(-10, (1 << 33) - 1),
+    changes=st.dictionaries(st.integers(0, 511), st.integers(0, 255), max_size=3),
+    is_summed=st.booleans(),
+)
+def test_a_header_of_our_own_is_read_as_tarfile_reads_it(
+    name: str, size: int, changes: dict[int, int], is_summed: bool
+) -> None:
+    """One that was changed, whether its sum was corrected or not, as tarfile reads that, or it is left to tarfile."""
+    changed = bytearray(member_header(name, size))
+    for place, value in changes.items():
+        changed[place] = value
+    if is_summed:
+        changed[148:156] = b"%06o\0 " % (sum(changed) - sum(changed[148:156]) + 8 * ord(" "))
+    found = _own_file(bytes(changed))
+    if found is not None:
+        member = tarfile.TarInfo.frombuf(changed, "utf-8", "strict")
+        assert found == (member.name, member.size)
+        assert member.isreg()
+    if name.isprintable() and size >= 0 and not changes:
+        assert found == (name, size)
 
 
 def test_a_stream_that_breaks_off_is_a_failure(written: tuple[Path, tuple[ShardInfo, ...]]) -> None:
