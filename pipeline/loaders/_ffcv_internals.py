@@ -15,7 +15,8 @@ Afterwards:
 - `Compiler.set_enabled`: FFCV compiles the functions that call the operations, again in each process: 0.5 s, for what
   takes no time between calls of whole batches. It is off while a Loader is created.
 - `ffcv.loader.loader.OSCacheManager`: a Loader creates its memory manager itself. While one is created this name is
-  `MappedFile`, which sets `reader`, `ptrs`, `sizes` and `context` (`OSCacheContext`) as OSCacheManager does.
+  `MappedFile`, which sets `reader`, `ptrs`, `sizes` and `context` (`OSCacheContext`) as OSCacheManager does, and
+  empties the reader's `alloc_table`.
 - `ffcv.memory_managers.os_cache.nb`: to say that its mapped file is read-only, OSCacheManager sets `mutable` of numba's
   own type for uint8 vectors. In a process that uses FFCV's Loader too, kernels compiled before are then not found, and
   compiling more ends in a KeyError. It gets the read-only type that it means instead.
@@ -125,12 +126,13 @@ ffcv.memory_managers.os_cache.nb = SimpleNamespace(uint8=_ReadOnlyBytes(), uint6
 
 
 class MappedFile(OSCacheManager):
-    """FFCV's memory-mapped file, without its tables of pages (seconds of Python for a million samples) and its
-    compiled reader, which nothing here needs."""
+    """FFCV's memory-mapped file, without its tables of pages (seconds of Python for a million samples), its compiled
+    reader, and of the allocation table all but the sizes: nothing here needs them."""
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
-        self.ptrs, self.sizes = (np.ascontiguousarray(reader.alloc_table[name]) for name in ("ptr", "size"))
+        self.ptrs, self.sizes = np.empty(0, np.uint64), np.ascontiguousarray(reader.alloc_table["size"])
+        reader.alloc_table = np.empty(0, reader.alloc_table.dtype)
         self.context = OSCacheContext(self)
         self.context.mmap = np.memmap(reader.file_name, np.uint8, mode="r")
         explain_bus_errors(self.context.mmap, reader.file_name)

@@ -256,7 +256,7 @@ class SteppedLoader:
     def _load(self, key: int, epoch: int, out: np.ndarray) -> bool:
         index = key & POSITION
         mode, width, height, at = self._samples.metadata["f0"][index].tolist()
-        stored = self._file[at : at + int(self._samples.allocation["size"][index])]
+        stored = self._file[at : at + int(self._samples.sizes[index])]
         spec, clock = self._spec, self._spec.clock
         with clock.part("read"):
             kernel.read_pages(stored)

@@ -18,7 +18,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,7 @@ IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_p
 METADATA = np.dtype([("f0", IMAGE), ("f1", "<i8")], align=True)
 ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
 _METADATA_AT = HEADER.itemsize + 2 * FIELD.itemsize
+_CHECKED_AT_ONCE = 1 << 16  # rows of the tables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,13 +222,30 @@ class BetonSamples:
         if count > MOST_SAMPLES or _METADATA_AT + sizes[0] > table_at or table_at + sizes[1] != self._size:
             raise InputError(f"{self._path}: truncated or damaged; convert again")
         self.metadata = np.fromfile(self._path, METADATA, count, offset=_METADATA_AT)
-        self.allocation = np.fromfile(self._path, ALLOCATION, count, offset=table_at)
-        self._check(table_at)
+        # Bytes of each stored sample, uint32 [N]. Where it begins is in the metadata, too, and the rest of the
+        # allocation table is only checked: of 14 million samples it would take 280 MB.
+        self.sizes = np.empty(len(self.metadata), np.uint32)
+        self._table_at, end = table_at, 0
+        for first in range(0, count, _CHECKED_AT_ONCE):
+            rows = slice(first, min(first + _CHECKED_AT_ONCE, count))
+            table = self.allocation(rows)
+            if not 0 < len(self.metadata[rows]) == len(table):
+                raise InputError(f"{self._path}: truncated or damaged; convert again")
+            self._check(self.metadata[rows], table, end)
+            self.sizes[rows] = table["size"]
+            end = int(table["ptr"][-1] + table["size"][-1])
 
-    def _check(self, table_at: int) -> None:
-        """Raises InputError unless every address and label is within bounds; nothing needs to check them again."""
-        images, labels = self.metadata["f0"], self.metadata["f1"]
-        at, size = self.allocation["ptr"], self.allocation["size"]
+    def allocation(self, rows: slice = slice(None)) -> NDArray[Any]:
+        """These rows of the file's allocation table, read from it: `ALLOCATION` [N]."""
+        start, stop, _ = rows.indices(len(self.metadata))
+        at = self._table_at + start * ALLOCATION.itemsize
+        return np.fromfile(self._path, ALLOCATION, stop - start, offset=at)
+
+    def _check(self, metadata: NDArray[Any], allocation: NDArray[Any], end: int) -> None:
+        """Raises InputError unless every address and label in these rows is within bounds, and behind `end`; nothing
+        needs to check them again."""
+        images, labels = metadata["f0"], metadata["f1"]
+        at, size, table_at = allocation["ptr"], allocation["size"], self._table_at
         pixels = 3 * images["height"].astype(np.uint64) * images["width"]
         sound = (
             ((images["mode"] == MODE_JPEG) | (images["mode"] == MODE_RAW) & (pixels == size)).all()
@@ -236,6 +254,7 @@ class BetonSamples:
             and (images["data_ptr"] == at).all()
             and (at <= table_at).all()
             and (size <= table_at - at).all()
+            and at[0] >= end
             and (at[:-1] + size[:-1] <= at[1:]).all()
             and (labels >= 0).all()
             and (labels < len(self._classes)).all()
@@ -256,5 +275,5 @@ class BetonSamples:
 
     def read(self, index: int) -> bytes:
         """The stored bytes: a JPEG, or RGB pixels of height x width x 3."""
-        _, at, size = self.allocation[index].tolist()
+        at, size = int(self.metadata["f0"]["data_ptr"][index]), int(self.sizes[index])
         return read_extent(self._path, at, size, self.name(index))

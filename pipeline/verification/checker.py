@@ -135,7 +135,7 @@ class Checker:
                 for row in piece.rows:
                     assert samples  # there are no rows otherwise
                     (mode, width, height, at), label = samples.metadata[row].tolist()
-                    data = reader.read(at, int(samples.allocation["size"][row]))
+                    data = reader.read(at, int(samples.sizes[row]))
                     yield StoredSample(f"sample {row}", data, label, mode, (height, width))
                 if reader.sha256() != extent.sha256:
                     problems.add(path, f"altered: their SHA-256 is not the one in {MANIFEST}", place)

@@ -62,7 +62,8 @@ def _beton_pieces(dst: Path, manifest: Manifest, split: str, problems: Problems)
     assert info.beton
     samples = _open_beton(dst, manifest, split, problems)
     starts = [0, *itertools.accumulate(extent.bytes for extent in info.beton.extents)]
-    rows = np.searchsorted(samples.allocation["ptr"], np.array(starts, np.uint64)).tolist() if samples else starts
+    edges = np.array(starts, np.uint64)
+    rows = np.searchsorted(samples.metadata["f0"]["data_ptr"], edges).tolist() if samples else starts
     if samples and (rows[1], rows[-2]) != (0, len(samples)):
         problems.add(dst / info.beton.name, "has samples outside its groups of pages")
     for number, extent in enumerate(info.beton.extents):
@@ -95,10 +96,11 @@ def _open_beton(dst: Path, manifest: Manifest, split: str, problems: Problems) -
     modes = {"raw": {MODE_RAW}, "proportion": {MODE_RAW, MODE_JPEG}}.get(info.image_mode, {MODE_JPEG})
     if {*np.unique(samples.metadata["f0"]["mode"]).tolist()} - modes:
         problems.add(path, f"holds images that --jpeg {info.image_mode} does not write")
-    at, size = (samples.allocation[name].astype(np.int64) for name in ("ptr", "size"))
+    allocation = samples.allocation()
+    at, size = (allocation[name].astype(np.int64) for name in ("ptr", "size"))
     if page_size < SMALLEST_PAGE or (at // page_size != (at + np.maximum(size, 1) - 1) // page_size).any():
         problems.add(path, "has samples that cross its pages")
-    if (samples.allocation["sample_id"] != np.arange(len(samples))).any():
+    if (allocation["sample_id"] != np.arange(len(samples))).any():
         problems.add(path, "its allocation table is out of order")
     return samples
 

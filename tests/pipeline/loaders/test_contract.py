@@ -380,14 +380,14 @@ def test_closing_after_an_error_leaves_no_thread_or_process(module: LoaderModule
 
 
 def damage(split: Split, index: int, share: float) -> None:
-    size = int(split.beton.allocation["size"][index])
+    size = int(split.beton.sizes[index])
     kept = int(size * share)
     overwrite(split, index, kept, bytes(size - kept))
 
 
 def overwrite(split: Split, index: int, at: int, data: bytes) -> None:
     """Overwrite bytes of a stored image, in both formats."""
-    in_shard, in_beton = split.shards.extent(index)[0] + 512, int(split.beton.allocation["ptr"][index])
+    in_shard, in_beton = split.shards.extent(index)[0] + 512, int(split.beton.metadata["f0"]["data_ptr"][index])
     for path, start in ((split.shards.shard_of(index), in_shard), (split.beton_path, in_beton)):
         with path.open("r+b") as file:
             file.seek(start + at)

@@ -163,7 +163,7 @@ def test_a_damaged_jpeg_among_pixels_is_named(with_pixels: Path, tmp_path: Path)
         (dataset / name).write_bytes((with_pixels / "proportion" / name).read_bytes())
     split = open_split(dataset, "train")
     index = split.beton.metadata["f0"]["mode"].tolist().index(MODE_JPEG)
-    _, at, size = split.beton.allocation[index].tolist()
+    _, at, size = split.beton.allocation()[index].tolist()
     with (dataset / beton).open("r+b") as file:
         file.seek(at + size // 2)
         file.write(bytes(size - size // 2))

@@ -174,7 +174,7 @@ def test_no_sample_crosses_a_page(tmp_path: Path, cuts: tuple[int, ...]) -> None
     path = tmp_path / "some.beton"
     info = write(path, [Entry(blob, MODE_JPEG, 8, 8, 0) for blob in blobs], 4096, cuts)
     samples = BetonSamples(path, CLASSES)
-    first, size = samples.allocation["ptr"], samples.allocation["size"]
+    first, size = samples.metadata["f0"]["data_ptr"], samples.sizes
     assert (first // 4096 == (first + size - 1) // 4096).all()
     assert [sample.jpeg for sample in read_all(path)] == blobs
     if 1 not in cuts:
