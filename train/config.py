@@ -107,6 +107,10 @@ class TrainConfig:
     """Sides of the training images by epoch as EPOCH:SIDE, such as 0:128 30:160 60:192, or FIRST-LAST:SIDE, to come to
     a side evenly between two epochs, in multiples of 32, such as 0:160 65-76:192. Before the first, and in evaluation,
     --resolution applies."""
+    progressive_batch: bool = False
+    """Where --progressive-resize makes images smaller, pass several of the --accumulate batches through the model at
+    once: as many as have no more pixels than a batch of the largest images. The images of a step, and with them the
+    steps of an epoch and the learning rate, stay."""
     val_crop: int | None = None
     """Side of the images in evaluation, a crop of the centre; default: --resolution."""
     val_resize: int | None = None
@@ -453,6 +457,8 @@ class TrainConfig:
             "cache_size", (self.cache is None) == (self.cache_size == "0"), "given with --cache, and only then"
         )
         self._require("order", self.order == "stream" or self.cache is not None, "stream without --cache")
+        resizes = bool(self.progressive_resize)
+        self._require("progressive_batch", not self.progressive_batch or resizes, "with --progressive-resize")
         self._require("min_delta", not self.min_delta or not self._unset("patience"), "with --patience")
         self._require("nesterov", not self.nesterov or self.momentum > 0, "with --momentum above 0")
         self._require("log_case", self._unset("log_case") or self.log_format == "ascend", "with --log-format ascend")

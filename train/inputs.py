@@ -86,6 +86,8 @@ def check(config: TrainConfig) -> None:
     if config.evaluate:
         return
     check_resolutions(config)
+    if config.progressive_batch and config.accumulate == 1 and not config.resume:  # another world may accumulate none
+        raise InputError("--progressive-batch: joins batches of --accumulate, which is 1; give 2 or more")
     _check_single_images(config)
     if config.augment:
         sides = [config.resolution or models.card(config.model).resolution, *config.training_sides.values()]

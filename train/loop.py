@@ -89,9 +89,10 @@ class Trainer:
             self._run_log.epoch_ended(self.throughput.images_per_s * self.world.size)
 
     def _training_bar(self, batches: Iterator[Batch]) -> Generator[Batch, None, None]:
-        session, position, accumulate = self.session, self.session.position, self.config.accumulate
+        session, position = self.session, self.session.position
         description = f"epoch {position.epoch + 1}/{self.config.epochs}"
-        total, done = session.steps_per_epoch * accumulate, position.batch * accumulate
+        passes = self.config.accumulate // session.process.batches_at_once(position.epoch)
+        total, done = session.steps_per_epoch * passes, position.batch * passes
         return training_bar(batches, description, total, self._status, done=done, shown=self.world.is_main)
 
     def _status(self) -> list[Piece]:
@@ -210,7 +211,8 @@ class Trainer:
         if not bad:
             return None
         epoch, first = self._interval_start
-        return first + bad[0], self.session.batch_indices(epoch, first + bad[0])
+        batch = first + bad[0] * self.session.process.batches_at_once(epoch)
+        return batch, self.session.batch_indices(epoch, batch)
 
     # Evaluation
 

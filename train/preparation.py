@@ -1,13 +1,23 @@
 """From a loader's batch to what the model sees: augmentation and mixing, a function of the seed and of the batch's
 place in the run."""
 
+import itertools
+from collections.abc import Iterator
+
 import numpy as np
+import torch
 from torch import Tensor
 
 from pipeline.contract import Batch
 from pipeline.order.plan import Indices, RankPlan
 from train import randomness
 from train.process import Process
+
+
+def joined(batches: Iterator[Batch], count: int) -> Iterator[Batch]:
+    """Each `count` batches as one, copied as they come: those of a loader are valid until the next is asked for."""
+    while parts := [Batch(*(part.clone() for part in batch)) for batch in itertools.islice(batches, count)]:
+        yield Batch(*map(torch.cat, zip(*parts, strict=True)))
 
 
 class PlannedKeys:
@@ -44,10 +54,12 @@ class Preparation:
         randomness.seed_step(process.config.seed, epoch, number, process.world.rank, process.device)
 
     def augmented(self, batch: Batch, epoch: int, number: int) -> Batch:
-        """Batch `number` of an epoch, its images augmented."""
+        """Batch `number` of an epoch, or it and those after it that were joined to it, with the images augmented."""
         if not self._augmentations:
             return batch
-        images, keys = batch.images, self._keys.of(epoch, number)
+        count = max(1, len(batch.labels) // self._process.config.batch_size)
+        keys = np.concatenate([self._keys.of(epoch, number + place) for place in range(count)])
+        images = batch.images
         for augment in self._augmentations:
             images = augment(images, keys, epoch)
         return batch._replace(images=images)

@@ -63,6 +63,19 @@ class Process:
         sides = [side for first_epoch, side in self.config.training_sides.items() if first_epoch <= epoch]
         return sides[-1] if sides else self.resolution
 
+    def batches_at_once(self, epoch: int) -> int:
+        """How many of the --accumulate batches of an epoch go through the model together, a divisor of their number:
+        with --progressive-batch, as many as have no more pixels than a batch of the largest images."""
+        accumulate = self.config.accumulate
+        if not self.config.progressive_batch:
+            return 1
+        side = self.training_resolution(epoch)
+        largest = max(self.training_resolution(0), *self.config.training_sides.values())
+        return max(
+            count for count in range(1, accumulate + 1)
+            if count == 1 or (accumulate % count == 0 and count * side**2 <= largest**2)
+        )  # fmt: skip
+
     @property
     def channels_last(self) -> bool:
         """Whether model and images have the channels_last memory format."""

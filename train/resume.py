@@ -19,7 +19,7 @@ FIXED = ("model", "model_kwargs", "blurpool", "seed", "opt", "decay_groups", "la
 """Settings that must not differ: it would be another run."""
 CHANGEABLE = (
     "data", "loader", "device", "epochs", "steps_per_epoch", "val_interval", "patience", "min_delta",
-    "batch_size", "accumulate", "resolution", "progressive_resize", "val_crop", "val_resize",
+    "batch_size", "accumulate", "resolution", "progressive_resize", "progressive_batch", "val_crop", "val_resize",
     "val_flip", "interpolation", "grad_checkpointing", "lr", "lr_base",
     "lr_base_size", "lr_base_scale", "momentum", "nesterov", "opt_eps", "opt_betas", "opt_kwargs",
     "weight_decay", "norm_weight_decay", "bias_weight_decay", "lr_scheduler", "lr_step_size", "lr_milestones",

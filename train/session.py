@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from pipeline.contract import Batch
@@ -16,6 +17,7 @@ from train.checkpoint import Checkpoint
 from train.early_stopping import EarlyStopping
 from train.evaluation import Watch, evaluate_model
 from train.network import TrainedModel, describe
+from train.preparation import joined
 from train.process import Process, SplitLoader
 from train.step import Position, TrainingStep
 
@@ -45,14 +47,18 @@ class Session:
         return self.training.split.num_samples
 
     def training_batches(self) -> Iterator[Batch]:
-        """The rest of the current epoch: whole global batches."""
+        """The rest of the current epoch: whole global batches, joined where several go through the model at once."""
         epoch, done, accumulate = self.position.epoch, self.position.batch, self.config.accumulate
         batches = self.training.loader.epoch(epoch, self.process.training_resolution(epoch), done * accumulate)
-        return itertools.islice(batches, (self.steps_per_epoch - done) * accumulate)
+        batches = itertools.islice(batches, (self.steps_per_epoch - done) * accumulate)
+        count = self.process.batches_at_once(epoch)
+        return joined(batches, count) if count > 1 else batches
 
     def batch_indices(self, epoch: int, batch: int) -> list[int]:
-        """The dataset positions of this rank's batch number `batch` in an epoch."""
-        indices: list[int] = positions(next(self._plan.batches(epoch, batch))).tolist()
+        """The dataset positions of this rank's batch number `batch` in an epoch, and of those that are joined to
+        it."""
+        batches = itertools.islice(self._plan.batches(epoch, batch), self.process.batches_at_once(epoch))
+        indices: list[int] = positions(np.concatenate(list(batches))).tolist()
         return indices
 
     def evaluate(self, watch: Watch = iter) -> dict[str, float]:

@@ -82,17 +82,20 @@ class TrainingStep:
         return self._accumulated == 0
 
     def __call__(self, batch: Batch) -> StepResult:
-        """Forward and backward; after --accumulate batches, update. Nothing waits for the device."""
-        accumulate = self.process.config.accumulate
+        """Forward and backward; after --accumulate batches, of which `batch` may be several, update. Nothing waits for
+        the device."""
+        config = self.process.config
+        count = max(1, min(config.accumulate, len(batch.labels) // config.batch_size))
+        passes = config.accumulate // count
         place = self.position.epoch, self._batch_number
         self._prepare.seed(*place)
         batch = self._prepare.augmented(batch, *place)
-        self._accumulated += 1
-        is_last = self._accumulated == accumulate
+        self._accumulated += count
+        is_last = self._accumulated == config.accumulate
         with contextlib.nullcontext() if is_last else self._no_sync():
             result = self._forward(batch)
             loss = result.objective
-            self.scaler.scale(loss / accumulate if accumulate > 1 else loss).backward()
+            self.scaler.scale(loss / passes if passes > 1 else loss).backward()
         if is_last:
             self._update()
             self._accumulated = 0

@@ -40,6 +40,7 @@ def test_an_interval_is_steps_or_a_time(text: str, expected: tuple[int, float]) 
         (("--progressive-resize", "64"), "--progressive-resize 64: must be EPOCH:SIDE"),
         (("--val-crop", "4"), "--val-crop 4: must be at least 8"),
         (("--accumulate", "0"), "--accumulate 0: must be at least 1"),
+        (("--progressive-batch",), "--progressive-batch True: must be with --progressive-resize"),
         (("--clip-grad-norm", "0"), "--clip-grad-norm 0.0: must be above 0"),
         (("--mixup-alpha", "-1"), "--mixup-alpha -1.0: must be at least 0"),
         (("--model-ema-decay", "1"), "--model-ema-decay 1.0: must be in [0, 1)"),

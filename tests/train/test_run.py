@@ -184,6 +184,10 @@ class TestBadInput:
                 ["--loader", "bogus"],
                 "--loader bogus: unknown; there are dali, ffcv, synthetic, threads, torch, webdataset",
             ),
+            (
+                ["--progressive-resize", "0:16", "1:32", "--progressive-batch"],
+                "--progressive-batch: joins batches of --accumulate, which is 1; give 2 or more",
+            ),
             (["--batch-size", 48], "the global batch of 48 is larger than the 47 training images"),
             (["--batch-size", 24, "--nproc", 2], "the global batch of 48 is larger"),
             (

@@ -20,7 +20,7 @@ from train.config import TrainConfig
 from train.device import DeviceType
 from train.metrics import Totals
 from train.network import TrainedModel, build_model
-from train.preparation import Preparation
+from train.preparation import Preparation, joined
 from train.process import Process, SplitLoader
 from train.session import Session
 from train.step import Position
@@ -92,6 +92,55 @@ def test_accumulated_batches_are_one_large_batch() -> None:
             whole.train_step(batch)
         assert parts.position == whole.position == Position(epoch=0, batch=2, step=2)
         torch.testing.assert_close(weights(parts), weights(whole), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_smaller_images_go_through_the_model_in_larger_batches(channels_last: bool) -> None:
+    """As many as have no more pixels than a batch of the largest; the rest is accumulated."""
+    flags: dict[str, Any] = {"accumulate": 4, "progressive_resize": ("0:16", "1:20", "2:24", "3:32")}
+    flags |= {"channels_last": channels_last}
+    sizes, indices = list[list[int]](), dict[bool, list[int]]()
+    for joins in (False, True):
+        with training(samples=47, batch_size=2, progressive_batch=joins, **flags) as session:
+            indices[joins] = []
+            for epoch in range(4):
+                session.position.move_to(epoch=epoch, batch=2, step=2)
+                batches = list(session.training_batches())
+                sizes += [[len(batch.labels) for batch in batches]] if joins else []
+                indices[joins] += torch.cat([batch.indices for batch in batches]).tolist()
+                layout = torch.channels_last if channels_last else torch.contiguous_format
+                assert all(batch.images.is_contiguous(memory_format=layout) for batch in batches)
+                planned = [session.batch_indices(epoch, 8 + sum(len(b.labels) for b in batches[:n]) // 2)
+                           for n in range(len(batches))]  # fmt: skip
+                assert [len(positions) for positions in planned] == [len(batch.labels) for batch in batches]
+    assert sizes == [[8] * 3, [4] * 6, [2] * 12, [2] * 12]
+    assert indices[True] == indices[False]
+
+
+def test_joined_batches_train_as_accumulated_ones() -> None:
+    sides: dict[str, Any] = {"progressive_resize": ("0:32", "1:64"), "batch_size": 4, "accumulate": 6}
+    with training_linear(**sides) as parts, training_linear(**sides, progressive_batch=True) as joins:
+        assert parts.process.batches_at_once(0) == 1
+        assert joins.process.batches_at_once(0) == 3
+        for batch in random_batches(12, 4):
+            parts.train_step(batch)
+        for number, batch in enumerate(joined(iter(random_batches(12, 4)), 3)):
+            joins.train_step(batch)
+            assert joins.train_step.is_between_steps == (number % 2 == 1)
+        assert parts.position == joins.position == Position(epoch=1, batch=0, step=2)
+        torch.testing.assert_close(weights(joins), weights(parts), rtol=1e-4, atol=1e-7)
+
+
+def test_joined_batches_are_augmented_as_each_of_them() -> None:
+    """Each image by its key."""
+    flags: dict[str, Any] = {"auto_augment": "ra", "random_erase": 0.5, "accumulate": 2}
+    with training(batch_size=4, **flags) as session:
+        prepare = Preparation(session.process, session._plan, 5)
+        batches = random_batches(4, 4)
+        each = [prepare.augmented(batch, 0, number) for number, batch in enumerate(batches)]
+        together = [prepare.augmented(batch, 0, 2 * number) for number, batch in enumerate(joined(iter(batches), 2))]
+        assert not torch.equal(each[0].images, batches[0].images)
+        assert torch.equal(torch.cat([batch.images for batch in each]), torch.cat([b.images for b in together]))
 
 
 def test_an_epoch_has_only_whole_global_batches() -> None:
