@@ -156,6 +156,28 @@ def load(path: Path) -> Checkpoint:
     return checkpoint
 
 
+def check_size(content: Any, most: int) -> None:
+    """Raises ValueError where the plain values and tensors in a checkpoint are more than `most` values and letters when
+    they are written out, or tensors have more elements than the file has values for.
+
+    A list may hold another one twice, and that another one twice, and so on; a tensor may repeat one value without end:
+    copied, a few bytes become gigabytes.
+    """
+    waiting, size = [content], 0
+    while waiting:
+        value = waiting.pop()
+        size += len(value) if isinstance(value, str) else 1
+        if size > most:
+            raise ValueError("values without end")
+        if isinstance(value, torch.Tensor):
+            if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                raise ValueError("a tensor that repeats its values")
+        elif isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple):
+            waiting += value
+
+
 def class_names(content: Any) -> list[str] | None:
     """The names of the classes that the weights in a file were trained on, in the order of their outputs; None where
     the file does not hold them."""

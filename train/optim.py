@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 import models
@@ -131,6 +131,10 @@ def load_states(
         for group in optimizer.param_groups
     ]
     optimizer.load_state_dict(optimizer_state)
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.ndim >= parameter.ndim and value.shape != parameter.shape:
+                raise ValueError(f"{name} of {[*value.shape]}, where a parameter has {[*parameter.shape]}")
     for group, settings in zip(optimizer.param_groups, own, strict=True):
         group.update(settings)
     scheduler.load_state_dict(scheduler_state)

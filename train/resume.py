@@ -15,6 +15,8 @@ from train.world import World
 
 log = logging.getLogger(__name__)
 
+RUNS = Path("runs")
+"""Where runs without --run-dir have their directories."""
 FIXED = ("model", "model_kwargs", "blurpool", "seed", "opt", "decay_groups", "layer_decay", "aug_repeats")
 """Settings that must not differ: it would be another run."""
 CHANGEABLE = (
@@ -51,45 +53,53 @@ class Resumed:
     in memory."""
 
 
+def restarted_in(config: TrainConfig, meeting: Meeting) -> Path | None:
+    """On rank 0: the directory that this run had before a restart, if there was one.
+
+    Between machines, strangers may be able to write to the store that knows it. So it must be one to which these
+    settings lead: raises InputError.
+    """
+    try:
+        path = meeting.run_dir
+    except (TypeError, ValueError):  # no JSON, or none of a path
+        path = Path()
+    if path is None or path == config.run_dir:
+        return path
+    resumed = Path(config.resume) if config.resume not in (None, "auto") else None
+    is_new = path.parent == RUNS and path.name not in ("", "..")
+    if config.run_dir is not None or not (is_new or (resumed and path == checkpoint.run_dir_of(resumed))):
+        raise InputError(
+            f"--rdzv-endpoint: {str(path)!r:.80} was not the directory of this run before it was restarted; somebody "
+            "else writes to the store of its processes: let a firewall keep strangers out, or give a secret "
+            "(SLUICE_RDZV_TOKEN)"
+        )
+    return path
+
+
 def find(config: TrainConfig, meeting: Meeting) -> Resumed | None:
     """The checkpoint that --resume names, or after a restart the newest one, if there is any; the same on every rank.
     Raises InputError on rank 0."""
     if config.performance is not None:
         return None
     # Only one rank looks: while the ranks of several machines are restarted one by one, a checkpoint may appear.
-    path, state = json.loads(meeting.from_main(lambda: _find(config, meeting.run_dir)))
+    path, state = json.loads(meeting.from_main(lambda: _find(config, restarted_in(config, meeting))))
     return Resumed(Path(path), state) if path else None
 
 
-def _find(config: TrainConfig, restarted_in: Path | None) -> str:
-    """The content of `Resumed` as JSON. After a restart, `restarted_in` is the directory that the run has already."""
+def _find(config: TrainConfig, before: Path | None) -> str:
+    """The content of `Resumed` as JSON. After a restart, `before` is the directory that the run has already."""
     path, state = None, dict[str, Any]()
-    if run_dir := restarted_in or (config.run_dir if config.resume == "auto" else None):
+    if run_dir := before or (config.run_dir if config.resume == "auto" else None):
         path, state = checkpoint.newest_intact(run_dir) or (path, state)
     if path is None and config.resume is not None and config.resume != "auto":
         path = Path(config.resume)
         state = checkpoint.load(path)
     try:
         settings = {key: state[key] for key in ("config", "position") if key in state}
-        _check_size(settings)
+        checkpoint.check_size(settings, _LARGEST_SETTINGS)
         return json.dumps([path and str(path), settings])
     except (TypeError, ValueError) as error:
         raise checkpoint.without_training_state(path, error) from None
-
-
-def _check_size(settings: Any) -> None:
-    """Raises ValueError for more than a run's settings can be. In a checkpoint, a list may hold another one twice, and
-    that another one twice, and so on: written out, a few bytes become gigabytes."""
-    waiting, size = [settings], 0
-    while waiting:
-        value = waiting.pop()
-        size += len(value) if isinstance(value, str) else 1
-        if size > _LARGEST_SETTINGS:
-            raise ValueError("settings without end")
-        if isinstance(value, dict):
-            waiting += [*value.keys(), *value.values()]
-        elif isinstance(value, list | tuple):
-            waiting += value
 
 
 def adapted(config: TrainConfig, resumed: Resumed, world: World) -> TrainConfig:

@@ -18,7 +18,7 @@ import torch
 import models
 from pipeline.cli import PlainFormatter
 from pipeline.errors import InputError
-from pipeline.storage.files import complete_or_absent, link_of_others, regular
+from pipeline.storage.files import complete_or_absent, link_of_others, own_lock, regular
 from train import checkpoint
 from train.config import PROCESSES, TrainConfig
 from train.curves import plot_curves
@@ -26,7 +26,7 @@ from train.device import device_name, require
 from train.json_lines import are_numbers, sound_lines
 from train.meeting import Meeting
 from train.metrics import RunWriter
-from train.resume import Resumed
+from train.resume import RUNS, Resumed, restarted_in
 from train.step import Position
 from train.trace import StepTrace
 from train.tracking import BOARD
@@ -95,7 +95,7 @@ class RunDirectory:
     def _claim(self) -> Path:
         """Create the directory, or take over that of the resumed run, and keep other processes from writing to it."""
         # A --performance run is not continued after a restart.
-        path = restarted_in = self._meeting.run_dir if self._config.performance is None else None
+        path = before = restarted_in(self._config, self._meeting) if self._config.performance is None else None
         if path is None:
             path = self._config.run_dir
         if path is None and self._resumed is not None:
@@ -107,7 +107,7 @@ class RunDirectory:
             if link := link_of_others(folder):
                 raise InputError(f"--run-dir {link}: a link that another user has made; remove it")
         self._lock(path)
-        if restarted_in is None and self._config.resume != "auto":
+        if before is None and self._config.resume != "auto":
             self._refuse_other_run(path)
         self._meeting.keep_run_dir(path)
         self._clean(path)
@@ -115,7 +115,7 @@ class RunDirectory:
 
     def _lock(self, path: Path) -> None:
         """A record lock: it ends with this process, not with a loader's worker that outlives it by seconds."""
-        lock = self._open.enter_context(_appending(path / LOCK))
+        lock = self._open.enter_context(open(path / LOCK, "a", opener=own_lock))  # noqa: SIM115
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, says fcntl(2)
@@ -238,7 +238,7 @@ def _create_new(name: str) -> Path:
     stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     number = 1
     while True:
-        path = Path("runs") / (stem if number == 1 else f"{stem}-{number}")
+        path = RUNS / (stem if number == 1 else f"{stem}-{number}")
         try:
             path.mkdir(parents=True)
             return path

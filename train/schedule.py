@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from pipeline.errors import InputError
 from train.config import TrainConfig
@@ -43,7 +43,7 @@ class Plateau:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned, with the settings of this run."""
         own = {name: getattr(self._scheduler, name) for name in ("factor", "patience", "min_lrs")}
-        self._scheduler.load_state_dict(state["scheduler"] | own)
+        self._scheduler.load_state_dict(_known(state["scheduler"], self._scheduler) | own)
         self._holder.param_groups[0]["lr"] = self._rate * state["factor"]
 
 
@@ -118,7 +118,7 @@ class Schedule:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue at the step of what `state_dict` returned, with the rates of this run."""
         rates, plateau = self._rates.base_lrs, state.get("plateau")
-        self._rates.load_state_dict({name: value for name, value in state.items() if name != "plateau"})
+        self._rates.load_state_dict(_known(state, self._rates))
         self._rates.base_lrs = rates
         if self._plateau is not None and plateau is not None:
             self._plateau.load_state_dict(plateau)
@@ -130,6 +130,19 @@ def build_scheduler(config: TrainConfig, optimizer: Optimizer, steps_per_epoch: 
     # PyTorch warns where the optimiser has not stepped; the scaler may have skipped that step.
     warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
     return Schedule(config, optimizer, steps_per_epoch)
+
+
+def _known(state: dict[str, Any], scheduler: LRScheduler) -> dict[str, Any]:
+    """What `scheduler` has of a state from a checkpoint, which PyTorch would let replace any attribute. Raises
+    ValueError where a value is of another kind than its own, and KeyError where the step is missing."""
+    own, known = scheduler.state_dict(), {"last_epoch": state["last_epoch"]}
+    for name, value in own.items():
+        if name in state:
+            number = isinstance(value, int | float) and isinstance(state[name], int | float)
+            if not number and type(state[name]) is not type(value):
+                raise ValueError(f"{name} is {state[name]!r:.80}")
+            known[name] = state[name]
+    return known
 
 
 def _warmup_factor(first: float | None, update: int, warmup: int) -> float:

@@ -23,6 +23,8 @@ from train.step import Position, TrainingStep
 
 log = logging.getLogger(__name__)
 
+_MOST_VALUES = 1 << 22  # in the training state: a model has thousands of parameters, each a few values and tensors
+
 
 class Session:
     """One process in training. Constructing it is a collective call; the loaders are opened before, by
@@ -144,6 +146,8 @@ class Session:
 
     def _load_optimization(self, state: Checkpoint) -> None:
         step, ema = self.train_step, self.model.ema
+        parts = [state.get(name) for name in ("optimizer", "scheduler", "scaler", "early_stopping", "ema")]
+        checkpoint.check_size(parts, _MOST_VALUES)
         optim.load_states(step.optimizer, step.scheduler, state["optimizer"], state["scheduler"])
         if step.scaler.is_enabled() and state["scaler"] and self.config.fixed_loss_scale is None:
             step.scaler.load_state_dict(state["scaler"])

@@ -16,6 +16,7 @@ field's arguments, which RGBImageField does not use, hold a digest of the class 
 
 import hashlib
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..pixels.formats import LARGEST_FILE, LARGEST_PIXELS
-from .files import HashedWriter, read_extent
+from .files import HashedWriter, read_extent, regular
 from .samples import MOST_SAMPLES, Sample
 
 VERSION = 2
@@ -180,7 +181,7 @@ def head_matches(path: Path, info: BetonInfo) -> bool:
     if head.bytes > head_bytes(info.samples, _LARGEST_PAGE):
         return False
     digest, left = hashlib.sha256(), head.bytes
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=regular) as file:
         while left and (piece := file.read(min(left, SMALLEST_PAGE))):
             digest.update(piece)
             left -= len(piece)
@@ -198,8 +199,8 @@ class BetonSamples:
     def __init__(self, path: Path, classes: list[str]) -> None:
         self._path, self._classes = path, classes
         try:
-            self._size = path.stat().st_size
-            with open(path, "rb") as file:
+            with open(path, "rb", opener=regular) as file:
+                self._size = os.fstat(file.fileno()).st_size
                 self._read(file.read(_METADATA_AT))
         except (OSError, ValueError) as error:
             if isinstance(error, InputError):

@@ -49,6 +49,15 @@ class HashedWriter:
         self._digest.update(data)
 
 
+def own_lock(path: str, flags: int) -> int:
+    """As `regular`, for a lock file: others may not open it, for who may read a file can lock it, and hold it for
+    ever."""
+    descriptor = regular(path, flags)
+    with contextlib.suppress(PermissionError):  # root's, or on a file system without modes
+        os.fchmod(descriptor, 0o600)
+    return descriptor
+
+
 def temporary_path(path: Path) -> Path:
     """Where `path` is written until it is complete."""
     return path.with_name(f".{path.name}.partial")
@@ -147,8 +156,11 @@ def read_extent(path: Path | str, start: int, size: int, name: str) -> bytes:
     """Read `size` bytes of a file from the offset `start`. Raises StorageError, beginning with `name`, where it cannot
     be read, or has become too short since its size was checked."""
     try:
-        with open(path, "rb", buffering=0) as file:
-            data = os.pread(file.fileno(), size, start)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe is not waited for
+        try:
+            data = os.pread(descriptor, size, start)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise StorageError(f"{name}: {error.strerror}") from None
     if len(data) != size:

@@ -68,6 +68,8 @@ class Manifest:
             if fields.pop("format") != FORMAT_VERSION:
                 raise InputError(f"{path}: another format version than {FORMAT_VERSION}; convert again")
             splits = {name: _split_info(split) for name, split in fields["splits"].items()}
+            if odd := [name for name in splits if not re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", name)]:
+                raise ValueError(f"{odd[0]!r:.60} as the name of a split")
             return cls(classes=_classes(fields["classes"]), splits=splits)
         except InputError:
             raise
@@ -119,6 +121,8 @@ def _checked(info: Info) -> Info:
             raise ValueError(f"{name} is {value!r}")
         if isinstance(value, int) and value < 0:
             raise ValueError(f"{name} is {value}")
+        if name == "sha256" and not re.fullmatch("[0-9a-f]{64}", str(value)):  # the cache has a file of this name
+            raise ValueError(f"{name} is {value!r:.80}")
     return info
 
 

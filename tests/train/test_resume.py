@@ -1,7 +1,9 @@
 """What may differ in a resumed run, and what then follows."""
 
 import dataclasses
+import json
 import logging
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,9 @@ import pytest
 
 from pipeline.errors import InputError
 from train.config import TrainConfig
-from train.resume import CHANGEABLE, FIXED, Resumed, adapted
+from train.meeting import Meeting
+from train.rendezvous import SignedStore, host_store
+from train.resume import CHANGEABLE, FIXED, Resumed, adapted, restarted_in
 from train.world import World
 
 
@@ -78,6 +82,46 @@ def test_other_settings_are_logged(caplog: pytest.LogCaptureFixture) -> None:
 def test_a_file_without_training_state_is_refused() -> None:
     with pytest.raises(InputError, match="holds no training state to resume from"):
         adapted(TrainConfig(), Resumed(Path("a.pt"), {"config": {}, "model": {}}), World())
+
+
+HONEST = Path("runs/alexnet-ffcv-1")
+
+
+@pytest.mark.parametrize(
+    ("flags", "stored", "is_accepted"),
+    [
+        ({"run_dir": Path("a")}, "a", True),
+        ({"run_dir": Path("a")}, "b", False),
+        ({"run_dir": Path("a")}, str(HONEST), False),
+        ({}, str(HONEST), True),
+        ({}, "runs", False),
+        ({}, "runs/..", False),
+        ({}, "runs/a/../../b", False),
+        ({}, "/etc", False),
+        ({"resume": "c/checkpoints/last.pt"}, "c", True),
+        ({"resume": "c/checkpoints/last.pt"}, "d", False),
+        ({"resume": "auto", "run_dir": Path("a")}, "a", True),
+        ({}, 5, False),
+        ({}, "\0", False),
+    ],
+)  # fmt: skip
+def test_a_stranger_does_not_choose_the_directory_after_a_restart(
+    flags: dict[str, Any], stored: Any, is_accepted: bool
+) -> None:
+    """Without a secret, between machines: who reaches the store may write to it."""
+    store = host_store("here", "127.0.0.1", 0, 5)
+    rounds = SignedStore(store, b"", "meetings/")
+    meeting = Meeting(World(), 5, rounds)
+    assert restarted_in(TrainConfig(**flags), meeting) is None
+    meeting.keep_run_dir(HONEST)
+    (key,) = (key for key in (f"directory of {json.dumps(sys.argv)}",) if rounds.has(key))
+    rounds.set(key, json.dumps(stored))
+    if is_accepted:
+        assert restarted_in(TrainConfig(**flags), meeting) == Path(stored)
+    else:
+        with pytest.raises(InputError, match="somebody else writes to the store of its processes") as raised:
+            restarted_in(TrainConfig(**flags), meeting)
+        assert str(raised.value).isprintable()
 
 
 ELSEWHERE = (

@@ -1,7 +1,7 @@
 """A session and its training step: what a step computes, what is random in it, and that it waits for nothing."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from pipeline.contract import Batch
 from pipeline.errors import InputError
 from pipeline.storage.manifest import SplitInfo
 from pipeline.storage.split import Split
+from tests.helpers.memory import memory_below
 from tests.helpers.runs import assert_equal
 from train import checkpoint, device, losses
 from train.config import TrainConfig
@@ -141,6 +142,50 @@ def test_joined_batches_are_augmented_as_each_of_them() -> None:
         together = [prepare.augmented(batch, 0, 2 * number) for number, batch in enumerate(joined(iter(batches), 2))]
         assert not torch.equal(each[0].images, batches[0].images)
         assert torch.equal(torch.cat([batch.images for batch in each]), torch.cat([b.images for b in together]))
+
+
+def endless() -> Any:
+    """A list of 2^60 values, in a few hundred bytes."""
+    nested: Any = [0.0]
+    for _ in range(60):
+        nested = [nested, nested]
+    return nested
+
+
+HOSTILE_STATES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "lists in lists": lambda state: state["optimizer"]["state"].update({0: {"momentum_buffer": endless()}}),
+    "a value that is repeated": lambda state: state["optimizer"]["state"].update(
+        {0: {"momentum_buffer": torch.zeros(1).expand(10**11)}}
+    ),
+    "another shape": lambda state: state["optimizer"]["state"][0].update(momentum_buffer=torch.zeros(7, 3)),
+    "another optimiser": lambda state: state["scheduler"].update(last_epoch=torch.zeros(3)),
+    "a scheduler without steps": lambda state: state["scheduler"].pop("last_epoch"),
+    "a scheduler's list": lambda state: state["scheduler"].update(_last_lr=endless()),
+}
+
+
+@pytest.mark.parametrize("alter", HOSTILE_STATES.values(), ids=HOSTILE_STATES.keys())
+def test_a_training_state_from_a_stranger_is_one_line(
+    tmp_path: Path, alter: Callable[[dict[str, Any]], object]
+) -> None:
+    with training_linear(momentum=0.9) as session:
+        session.train_step(random_batches(1, 4)[0])
+        state = session.state()
+    alter(state)
+    with training_linear(momentum=0.9) as session, memory_below(1 << 28):
+        with pytest.raises(InputError, match=r"--resume a.pt: holds no training state to resume from") as raised:
+            session.load_state(state, Path("a.pt"))
+        assert len(str(raised.value)) < 300
+
+
+def test_a_scheduler_s_attributes_are_not_replaced(tmp_path: Path) -> None:
+    with training_linear() as session:
+        session.train_step(random_batches(1, 4)[0])
+        state = session.state()
+        state["scheduler"] |= {"optimizer": 5, "get_lr": 7, "state_dict": 1}
+        session.load_state(state, Path("a.pt"))
+        session.train_step(random_batches(1, 4)[0])
+        assert session.position.step == 2
 
 
 def test_an_epoch_has_only_whole_global_batches() -> None:

@@ -34,7 +34,7 @@ from typing import BinaryIO, NamedTuple, TypeVar
 
 from ...errors import InputError, StorageError
 from ...sizes import size_in_words
-from ..files import link_of_others, regular
+from ..files import link_of_others, own_lock, regular
 from ..shards import ShardInfo, ShardSamples
 from . import helper
 from .address import below
@@ -120,8 +120,9 @@ class ShardCache:
         self._settings, self._access, self._traffic = settings, access, traffic
         self._shards, self._readers = settings.folder / "shards", settings.folder / "readers"
         try:
+            settings.folder.mkdir(parents=True, exist_ok=True)
             for folder in (self._shards, self._readers):
-                folder.mkdir(parents=True, exist_ok=True)
+                folder.mkdir(mode=0o700, exist_ok=True)
             _check_private(settings.folder)
         except OSError as error:
             raise InputError(f"--cache {settings.folder}: {error.strerror}") from None
@@ -227,14 +228,16 @@ class ShardCache:
     def _acquire(self, wanted: Wanted, distance: float, *, use: bool) -> BinaryIO | str | None:
         """None where the shard is cached, and then it is marked as in use with `use`; the file to fetch it into, whose
         lock is held; or why it cannot be fetched now: "busy" or "full"."""
-        shard = wanted.shard
-        if not use and _is_file(self.path(shard)):
+        shard, path = wanted.shard, self.path(wanted.shard)
+        if not use and _is_file(path, shard.bytes):
             return None
         with self._locked() as folder:
-            if _is_file(self.path(shard)):  # without a listing, which grows with the cache
+            if _is_file(path, shard.bytes):  # without a listing, which grows with the cache
                 if use:
                     self._record.mark(key_of(shard.sha256), wanted.when, IN_USE)
                 return None
+            if path in folder.sizes:  # truncated
+                folder.remove(path)
             if (partial := self._partial(shard)) in folder.sizes:
                 if not _is_orphan(partial):
                     return "busy"
@@ -313,30 +316,32 @@ class ShardCache:
     def _locked(self) -> Iterator[_Folder]:
         """Hold the folder's lock, and see what is in it."""
         try:
-            lock = open(self._settings.folder / "lock", "a", opener=regular)  # noqa: SIM115 (closed below)
+            with open(self._settings.folder / "lock", "a", opener=own_lock) as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield _Folder(self._settings.folder, self._path)
         except OSError as error:
-            raise StorageError(f"--cache {error.filename}: {error.strerror}") from None
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield _Folder(self._settings.folder, self._path)
+            raise StorageError(f"--cache {error.filename or self._settings.folder}: {error.strerror}") from None
 
 
 def _check_private(folder: Path) -> None:
-    """Raises InputError for a folder in which another user has, or could, put something: shards of his, or links."""
+    """Raises InputError for a folder in which another user has, or could, put something: shards of his, or links. The
+    group may write where it is the user's own, as where umask is 002."""
     for inside in (folder, folder / "shards", folder / "readers"):
         if link := link_of_others(inside):
             raise InputError(f"--cache {link}: a link that another user has made; remove it")
         status = inside.stat()
-        if status.st_uid not in (0, os.geteuid()) or status.st_mode & stat.S_IWOTH:
+        others = stat.S_IWOTH | (stat.S_IWGRP if status.st_gid != os.getegid() else 0)
+        if status.st_uid not in (0, os.geteuid()) or status.st_mode & others:
             raise InputError(f"--cache {inside}: other users may write to it; choose a folder that is yours alone")
 
 
-def _is_file(path: Path) -> bool:
-    """Whether there is one under this name, no link to one."""
+def _is_file(path: Path, size: int) -> bool:
+    """Whether there is one of this size under this name, no link to one."""
     try:
-        return stat.S_ISREG(path.lstat().st_mode)
+        status = path.lstat()
     except FileNotFoundError:
         return False
+    return stat.S_ISREG(status.st_mode) and status.st_size == size
 
 
 def _is_orphan(path: Path) -> bool:

@@ -56,9 +56,21 @@ class _Helper:
             raise StorageError(f"the process that reads object stores ended at its start ({self._process.wait()})")
 
     def connect(self) -> Connection:
+        """A connection to the helper, and not to another user's process: once the helper has ended, anybody may answer
+        under its address. That such a process does not know the key would not be enough: it could have another caller
+        answer for it."""
         try:
-            return Client(self._address, "AF_UNIX", authkey=self._key)
-        except (OSError, EOFError) as error:
+            connection = Client(self._address, "AF_UNIX")
+            try:
+                if _user_of(connection) != os.geteuid():
+                    raise OSError("another user answers in its place")
+                answer_challenge(connection, self._key)
+                deliver_challenge(connection, self._key)
+            except BaseException:
+                connection.close()
+                raise
+            return connection
+        except (OSError, EOFError, AuthenticationError) as error:
             raise StorageError(f"the process that reads object stores has ended ({error})") from None
 
     def close(self) -> None:

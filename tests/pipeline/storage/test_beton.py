@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from pipeline.conversion.convert import convert
 from pipeline.conversion.settings import ConvertSettings
-from pipeline.errors import InputError
+from pipeline.errors import InputError, StorageError
 from pipeline.storage import beton
 from pipeline.storage.beton import (
     MODE_JPEG,
@@ -452,6 +452,20 @@ def test_an_image_without_pixels_is_refused(tmp_path: Path, mode: int) -> None:
     write(tmp_path / "some.beton", [Entry(b"", mode, 0, 7, 0)], cuts=())
     with pytest.raises(InputError, match="its tables point outside the file"):
         BetonSamples(tmp_path / "some.beton", CLASSES)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "pipe.beton"
+    os.mkfifo(path)
+    with pytest.raises(InputError, match=r"pipe.beton: cannot be read as a beton .*is no regular file"):
+        BetonSamples(path, CLASSES)
+    path.unlink()
+    write(path, [Entry(b"jpeg", MODE_JPEG, 8, 8, 0)], 4096, ())
+    samples = BetonSamples(path, CLASSES)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(StorageError, match=r"pipe.beton sample 0: Illegal seek"):
+        samples[0]
 
 
 def test_empty_beton_has_no_samples(tmp_path: Path) -> None:

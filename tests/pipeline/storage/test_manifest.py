@@ -161,6 +161,13 @@ WRONG_FIELDS: dict[str, Callable[[dict[str, Any]], Any]] = {
     ],
     "an extent without a digest": lambda fields: fields["splits"]["train"]["beton"]["extents"][1].pop("sha256"),
     "a number for a digest": lambda fields: fields["splits"]["train"]["beton"]["extents"][1].update(sha256=5),
+    "a digest that is a path": lambda fields: fields["splits"]["train"]["shards"][0].update(
+        sha256="../" * 20 + "x" * 4
+    ),
+    "a digest with a line break": lambda fields: fields["splits"]["train"]["shards"][0].update(sha256="a" * 64 + "\n"),
+    "a split that commands a terminal": lambda fields: fields["splits"].update(
+        {"\x1b[2J": fields["splits"].pop("val")}
+    ),
     "an extra field of an extent": lambda fields: fields["splits"]["train"]["beton"]["extents"][1].update(more=1),
 }
 

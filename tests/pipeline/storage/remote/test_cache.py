@@ -8,6 +8,8 @@ import multiprocessing
 import os
 import signal
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -214,6 +216,30 @@ def test_an_altered_shard_is_named_and_not_kept(server: FaultyServer, tmp_path: 
     cache.close()
 
 
+def test_a_truncated_shard_is_fetched_again(server: FaultyServer, tmp_path: Path) -> None:
+    order = wanted(server, 0, 1)
+    for _ in range(2):
+        cache = cache_of(tmp_path / "cache", 3)
+        cache.plan(order, [])
+        for one in order:
+            read(cache, one)
+        os.truncate(cache.path(order[0].shard), 1000)
+        cache.close()
+    assert [path for _, path, _ in server.requests].count("/0.tar") == 2
+    assert [path for _, path, _ in server.requests].count("/1.tar") == 1
+
+
+@pytest.mark.parametrize("suffix", ["tar", "partial"])
+def test_a_folder_in_the_place_of_a_shard_is_named(server: FaultyServer, tmp_path: Path, suffix: str) -> None:
+    (one,) = wanted(server, 0)
+    cache = cache_of(tmp_path / "cache", 3)
+    in_place = tmp_path / f"cache/shards/{one.shard.sha256}.{suffix}"
+    in_place.mkdir()
+    with pytest.raises(StorageError, match=rf"--cache .*{one.shard.sha256}"):
+        read(cache, one)
+    cache.close()
+
+
 # --- strangers
 
 
@@ -232,6 +258,43 @@ def test_links_of_other_users_are_refused(tmp_path: Path, place: str) -> None:
     with pytest.raises(InputError, match=rf"--cache {link}: a link that another user has made; remove it"):
         cache_of(tmp_path / "cache", 3)
     assert secret.is_dir() or secret.read_text() == "kept"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives folders to another group")
+def test_a_group_of_others_may_not_write_to_it(tmp_path: Path) -> None:
+    for number, group in enumerate((os.getegid(), 65534)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        os.chown(folder, -1, group)
+        folder.chmod(0o775)
+        if group == os.getegid():
+            cache_of(folder, 3).close()
+            assert {path.stat().st_mode & 0o777 for path in (folder / "shards", folder / "readers")} == {0o700}
+        else:
+            with pytest.raises(InputError, match=rf"--cache {folder}: other users may write to it; choose"):
+                cache_of(folder, 3)
+
+
+HOLDER = """
+import fcntl, os, sys
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+try:
+    fcntl.flock(open(sys.argv[1]), fcntl.LOCK_SH)
+except PermissionError:
+    sys.exit(7)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_no_other_user_can_hold_a_lock_of_it(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    cache = cache_of(tmp_path / "cache", 3)
+    for path in [tmp_path / "cache/lock", *(tmp_path / "cache/readers").iterdir()]:
+        assert subprocess.run([sys.executable, "-c", HOLDER, path], input="", text=True).returncode == 7
+    cache.close()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives folders to another user")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import InputError
+from pipeline.errors import InputError, StorageError
 from pipeline.storage.remote import helper
 from pipeline.storage.remote.settings import Access
 from pipeline.threads import in_order
@@ -97,6 +97,37 @@ def test_whoever_lacks_the_key_is_not_answered_and_keeps_nobody_waiting(address:
                 loud.sendall(b"\xff" * 1000)
         silent.connect(f"\0{socket_names()[-1]}")
         assert helper.call("read", address, ACCESS, 100) == b"content"
+
+
+IMPOSTOR = """
+import os, socket, sys
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+with socket.socket(socket.AF_UNIX) as listening:
+    listening.bind("\\0" + sys.argv[1])
+    listening.listen()
+    print("ready", flush=True)
+    connection, _ = listening.accept()
+    print(connection.recv(100), flush=True)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_nobody_takes_the_place_of_a_helper_that_has_ended(address: str) -> None:
+    """Who relays the challenges of two callers to each other passes for one that knows the key, and sends a pickle."""
+    started = helper._get()
+    started._process.kill()
+    started._process.wait()
+    words = [sys.executable, "-c", IMPOSTOR, started._address[1:]]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as impostor:
+        assert impostor.stdout
+        assert impostor.stdout.readline() == "ready\n"
+        with pytest.raises(StorageError, match=r"has ended .another user answers in its place"):
+            helper.call("read", address, ACCESS, 100)
+        assert impostor.stdout.readline() == "b''\n", "not a byte is said to it"
+    helper._helper = None
+    assert helper.call("read", address, ACCESS, 100) == b"content"
 
 
 def test_what_nobody_waits_for_ends(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_a_server_that_never_ends() -> None:
 
 
 def manifest(**changes: Any) -> bytes:
-    shard = {"name": "webdataset/train-000000.tar", "samples": 1, "bytes": 4096, "sha256": "x"}
+    shard = {"name": "webdataset/train-000000.tar", "samples": 1, "bytes": 4096, "sha256": "0" * 64}
     split = {"samples": 1, "bytes": 1, "image_mode": "keep", "shards": [shard], "beton": None}
     return json.dumps({"format": 2, "classes": ["a"], "splits": {"train": split}, **changes}).encode()
 
