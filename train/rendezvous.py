@@ -18,14 +18,19 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+import torch
 from torch.distributed import PrefixStore, Store, TCPStore
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
+from torch.torch_version import TorchVersion
 
 from pipeline.errors import InputError
 
 log = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
+_LIBUV_TAKES_SOCKETS = TorchVersion(torch.__version__) >= "2.14"
+"""Whether the store's faster server takes a listening socket: that of PyTorch 2.14 does, that of 2.7 does not. Those
+between have not been tried; the older server takes one in all of them."""
 """Not `localhost`, which some machines cannot resolve."""
 
 TOKEN_VARIABLE, TOKEN_FILE_VARIABLE = "SLUICE_RDZV_TOKEN", "SLUICE_RDZV_TOKEN_FILE"
@@ -80,6 +85,7 @@ def host_store(where: str, address: str, port: int, timeout_s: int) -> TCPStore:
         wait_for_workers=False,
         multi_tenant=False,
         master_listen_fd=listening.detach(),
+        use_libuv=_LIBUV_TAKES_SOCKETS,
     )
 
 

@@ -91,7 +91,7 @@ def test_a_script_of_the_zoo_trains_with_what_the_vendor_has(
     script = ROOT / "tools" / "zoos" / "alexnet" / "test" / "train_full_1p.sh"
     flags = [f"--data_path={tmp_path}", "--batch_size=8", "--train_epochs=1", "--max_step=3", "--fp32", "--"]
     ours = ["--resolution", "64", "--workers", "1", "--compile", "--profile-steps", "1:2", "--run-dir", "run"]
-    variables = {**os.environ, **npu}
+    variables = {**os.environ, **npu, "PYTHON": sys.executable}
     done = subprocess.run(
         ["bash", str(script), *flags, *ours], env=variables, cwd=tmp_path, capture_output=True, text=True, timeout=280
     )

@@ -8,6 +8,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numba import TypingError
+from torch.torch_version import TorchVersion
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
@@ -78,7 +79,8 @@ def test_every_pixel_is_within_one_of_torchvisions(
     how: Interpolation,
 ) -> None:
     height, width, box = size_and_box
-    assume(how == "bilinear" or size[1] > 1)  # torchvision's is wrong then: see the reference
+    # torchvision's is wrong for a width of 1: see the reference; with PyTorch 2.7 also the bilinear one.
+    assume(size[1] > 1 or (how == "bilinear" and TorchVersion(torch.__version__) >= "2.14"))
     assert difference(noise(height, width, seed, extreme), box, flip, size, how) <= 1
 
 

@@ -4,6 +4,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -118,7 +119,7 @@ def test_a_shell_script_starts_several_processes(imagenet: Path, tmp_path: Path)
     script = ZOO_FOLDER / "pyramidnet" / "scripts" / "train_sdaa_3rd.sh"
     flags = [f"--data_path={imagenet}", "--device_list=0,1", "--batch_size=4", "--max_step=2", "--"]
     small = ["--resolution", "32", "--amp", "off", "--workers", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
     done = subprocess.run(
         ["bash", str(script), *flags, *small],
         capture_output=True,
