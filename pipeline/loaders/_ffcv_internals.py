@@ -15,8 +15,8 @@ Afterwards:
 - `Compiler.set_enabled`: FFCV compiles the functions that call the operations, again in each process: 0.5 s, for what
   takes no time between calls of whole batches. It is off while a Loader is created.
 - `ffcv.loader.loader.OSCacheManager`: a Loader creates its memory manager itself. While one is created this name is
-  `MappedFile`, which sets `reader`, `ptrs`, `sizes` and `context` (`OSCacheContext`) as OSCacheManager does, and
-  empties the reader's `alloc_table`.
+  `MappedFile`, which sets `reader`, `ptrs`, `sizes` and `context` (`OSCacheContext`) as OSCacheManager does, empties
+  the reader's `alloc_table` and replaces its `metadata`.
 - `ffcv.memory_managers.os_cache.nb`: to say that its mapped file is read-only, OSCacheManager sets `mutable` of numba's
   own type for uint8 vectors. In a process that uses FFCV's Loader too, kernels compiled before are then not found, and
   compiling more ends in a KeyError. It gets the read-only type that it means instead.
@@ -31,6 +31,7 @@ import os
 import queue
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -127,9 +128,16 @@ ffcv.memory_managers.os_cache.nb = SimpleNamespace(uint8=_ReadOnlyBytes(), uint6
 
 class MappedFile(OSCacheManager):
     """FFCV's memory-mapped file, without its tables of pages (seconds of Python for a million samples), its compiled
-    reader, and of the allocation table all but the sizes: nothing here needs them."""
+    reader, and of the allocation table all but the sizes: nothing here needs them.
 
-    def __init__(self, reader: Reader) -> None:
+    The Loader goes on with the given metadata, which were checked when the file was opened, in the place of those that
+    it has read itself: the file may have been replaced in between, and twice takes twice the memory.
+    """
+
+    def __init__(self, metadata: np.ndarray, reader: Reader) -> None:
+        assert metadata.dtype == reader.metadata.dtype
+        metadata.setflags(write=False)  # as FFCV's: numba compiles for either
+        reader.metadata = metadata
         self.reader = reader
         self.ptrs, self.sizes = np.empty(0, np.uint64), np.ascontiguousarray(reader.alloc_table["size"])
         reader.alloc_table = np.empty(0, reader.alloc_table.dtype)
@@ -141,9 +149,9 @@ class MappedFile(OSCacheManager):
         """Nothing reads through FFCV."""
 
 
-def create_loader(path: str, **options: Any) -> Loader:
-    """FFCV's Loader of a file, over a MappedFile, with operations that are called as they are."""
-    ffcv.loader.loader.OSCacheManager = MappedFile
+def create_loader(path: str, metadata: np.ndarray, **options: Any) -> Loader:
+    """FFCV's Loader of a file with these metadata, over a MappedFile, with operations that are called as they are."""
+    ffcv.loader.loader.OSCacheManager = partial(MappedFile, metadata)
     Compiler.set_enabled(False)
     try:
         return Loader(path, os_cache=True, **options)

@@ -183,6 +183,7 @@ class FfcvLoader:
         self._iterator: EpochIterator | None = None
         self._loader = create_loader(
             str(spec.split.beton_path),
+            self._samples.metadata,
             batch_size=spec.batch_size,
             num_workers=max(1, spec.workers),
             order=self._order,

@@ -171,6 +171,19 @@ def test_a_damaged_jpeg_among_pixels_is_named(with_pixels: Path, tmp_path: Path)
         ffcv_batches(spec_of(split), 0, RESOLUTION)
 
 
+def test_what_was_checked_is_what_is_used(dataset_copy: Path) -> None:
+    """A file that is replaced, with labels that no class has, between the check and FFCV's own reading."""
+    split = open_split(dataset_copy, "train")
+    spec, labels = spec_of(split), split.beton.metadata["f1"].copy()
+    altered = split.beton.metadata.copy()
+    altered["f1"] = 10**12
+    content = split.beton_path.read_bytes()
+    assert content.count(split.beton.metadata.tobytes()) == 1
+    split.beton_path.write_bytes(content.replace(split.beton.metadata.tobytes(), altered.tobytes()))
+    for batch in ffcv_batches(spec, 0, RESOLUTION):
+        assert batch.labels.tolist() == labels[batch.indices].tolist()
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_the_steps_of_the_kernel_are_the_kernel(split: Split, training: bool) -> None:
     """The steps that a profiler times one by one: bit for bit the batches of the loader."""
