@@ -10,6 +10,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -289,12 +290,20 @@ sys.stdin.read()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
-def test_no_other_user_can_hold_a_lock_of_it(tmp_path: Path) -> None:
-    tmp_path.chmod(0o755)
-    cache = cache_of(tmp_path / "cache", 3)
-    for path in [tmp_path / "cache/lock", *(tmp_path / "cache/readers").iterdir()]:
-        assert subprocess.run([sys.executable, "-c", HOLDER, path], input="", text=True).returncode == 7
-    cache.close()
+def test_no_other_user_can_hold_a_lock_of_it() -> None:
+    """In a folder that others reach, which those of pytest are not."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "another").touch(0o644)
+        (folder / "lock").touch(0o644)  # of an earlier version
+        cache = cache_of(folder, 3)
+        codes = {
+            path: subprocess.run([sys.executable, "-c", HOLDER, path], input="", text=True).returncode
+            for path in (folder / "another", folder / "lock", *(folder / "readers").iterdir())
+        }
+        assert [*codes.values()] == [0, 7, 7], codes
+        cache.close()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives folders to another user")
