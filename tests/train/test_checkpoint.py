@@ -216,5 +216,5 @@ def test_settings_that_unfold_without_end(tmp_path: Path) -> None:
         nested = [nested, nested]
     torch.save({"model": {}, "config": {"lr": nested}, "position": {}}, tmp_path / "some.pt")
     config = TrainConfig(resume=str(tmp_path / "some.pt"))
-    with memory_below(1 << 28), pytest.raises(InputError, match="settings without end"):
+    with memory_below(1 << 28), pytest.raises(InputError, match="values without end"):
         find(config, Meeting(World(), 1))

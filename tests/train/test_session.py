@@ -160,7 +160,7 @@ HOSTILE_STATES: dict[str, Callable[[dict[str, Any]], object]] = {
     "another shape": lambda state: state["optimizer"]["state"][0].update(momentum_buffer=torch.zeros(7, 3)),
     "another optimiser": lambda state: state["scheduler"].update(last_epoch=torch.zeros(3)),
     "a scheduler without steps": lambda state: state["scheduler"].pop("last_epoch"),
-    "a scheduler's list": lambda state: state["scheduler"].update(_last_lr=endless()),
+    "a scheduler's list": lambda state: state["scheduler"].update({"_last_lr": endless()}),
 }
 
 
