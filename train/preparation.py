@@ -57,8 +57,8 @@ class Preparation:
         """Batch `number` of an epoch, or it and those after it that were joined to it, with the images augmented."""
         if not self._augmentations:
             return batch
-        count = max(1, len(batch.labels) // self._process.config.batch_size)
-        keys = np.concatenate([self._keys.of(epoch, number + place) for place in range(count)])
+        numbers = range(number, number + self._process.batches_in(batch))
+        keys = np.concatenate([self._keys.of(epoch, each) for each in numbers])
         images = batch.images
         for augment in self._augmentations:
             images = augment(images, keys, epoch)

@@ -9,7 +9,7 @@ import torch
 
 import models
 from pipeline import loaders
-from pipeline.contract import Loader, LoaderSpec
+from pipeline.contract import Batch, Loader, LoaderSpec
 from pipeline.order.crops import CropPolicy, Interpolation, resized_side
 from pipeline.storage.split import Split
 from train.augmentation import apply as augmentation
@@ -66,15 +66,16 @@ class Process:
     def batches_at_once(self, epoch: int) -> int:
         """How many of the --accumulate batches of an epoch go through the model together, a divisor of their number:
         with --progressive-batch, as many as have no more pixels than a batch of the largest images."""
-        accumulate = self.config.accumulate
         if not self.config.progressive_batch:
             return 1
-        side = self.training_resolution(epoch)
+        accumulate = self.config.accumulate
         largest = max(self.training_resolution(0), *self.config.training_sides.values())
-        return max(
-            count for count in range(1, accumulate + 1)
-            if count == 1 or (accumulate % count == 0 and count * side**2 <= largest**2)
-        )  # fmt: skip
+        most = largest**2 // self.training_resolution(epoch) ** 2
+        return max(count for count in range(1, min(accumulate, most) + 1) if accumulate % count == 0)
+
+    def batches_in(self, batch: Batch) -> int:
+        """How many of the --accumulate batches were joined in this one."""
+        return max(1, min(self.config.accumulate, len(batch.labels) // self.config.batch_size))
 
     @property
     def channels_last(self) -> bool:

@@ -28,10 +28,10 @@ from pipeline.errors import InputError
 log = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
+"""Not `localhost`, which some machines cannot resolve."""
 _LIBUV_TAKES_SOCKETS = TorchVersion(torch.__version__) >= "2.14"
 """Whether the store's faster server takes a listening socket: that of PyTorch 2.14 does, that of 2.7 does not. Those
 between have not been tried; the older server takes one in all of them."""
-"""Not `localhost`, which some machines cannot resolve."""
 
 TOKEN_VARIABLE, TOKEN_FILE_VARIABLE = "SLUICE_RDZV_TOKEN", "SLUICE_RDZV_TOKEN_FILE"
 

@@ -84,14 +84,13 @@ class TrainingStep:
     def __call__(self, batch: Batch) -> StepResult:
         """Forward and backward; after --accumulate batches, of which `batch` may be several, update. Nothing waits for
         the device."""
-        config = self.process.config
-        count = max(1, min(config.accumulate, len(batch.labels) // config.batch_size))
-        passes = config.accumulate // count
+        accumulate, count = self.process.config.accumulate, self.process.batches_in(batch)
+        passes = accumulate // count
         place = self.position.epoch, self._batch_number
         self._prepare.seed(*place)
         batch = self._prepare.augmented(batch, *place)
         self._accumulated += count
-        is_last = self._accumulated == config.accumulate
+        is_last = self._accumulated == accumulate
         with contextlib.nullcontext() if is_last else self._no_sync():
             result = self._forward(batch)
             loss = result.objective

@@ -83,9 +83,13 @@ class StreamPlan(RankPlan):
 
     def lanes(self, epoch: int) -> list[Indices]:
         """The positions that each lane of this rank reads, int64, in the order of the shards."""
-        shards, samples = self.shard_order(epoch), np.array(self.shard_samples, np.int64)
-        first, ends = np.cumsum(samples) - samples, np.cumsum(samples[shards])
-        return [_positions(first[shards], ends, start, stop) for start, stop in self._edges()]
+        samples, shards = np.array(self.shard_samples, np.int64), self.shard_order(epoch)
+        bounds = np.concatenate([[0], np.cumsum(samples[shards])])  # of the shards, in the order of this epoch
+        shifts = (np.cumsum(samples) - samples)[shards] - bounds[:-1]  # to the positions in each of them
+        return [
+            np.arange(start, stop) + np.repeat(shifts, np.diff(np.clip(bounds, start, stop)))
+            for start, stop in self._edges()
+        ]
 
     def order(self, epoch: int) -> Indices:
         """The samples of this rank: its lanes, shuffled, in turn."""
@@ -105,20 +109,6 @@ class StreamPlan(RankPlan):
         distinct = self.batch_size // self.repeats
         positions = order[number * distinct : (number + 1) * distinct]
         return np.concatenate([positions | repeat << REPEAT_SHIFT for repeat in range(self.repeats)])
-
-
-def _positions(first: Indices, ends: Indices, start: int, stop: int) -> Indices:
-    """The positions of the samples `start` to `stop` of shards that begin at positions `first` and end, one after the
-    other, at `ends`. Only theirs: of 14 million samples, those of all ranks take 230 MB."""
-    pieces, at = [np.empty(0, np.int64)], start
-    for shard in range(int(np.searchsorted(ends, start, side="right")), len(ends)):
-        if at >= stop:
-            break
-        before = int(ends[shard - 1]) if shard else 0
-        end = min(stop, int(ends[shard]))
-        pieces.append(np.arange(first[shard] + at - before, first[shard] + end - before))
-        at = end
-    return np.concatenate(pieces)
 
 
 @njit(cache=True, nogil=True)

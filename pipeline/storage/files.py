@@ -49,15 +49,6 @@ class HashedWriter:
         self._digest.update(data)
 
 
-def own_lock(path: str, flags: int) -> int:
-    """As `regular`, for a lock file: others may not open it, for who may read a file can lock it, and hold it for
-    ever."""
-    descriptor = regular(path, flags)
-    with contextlib.suppress(PermissionError):  # root's, or on a file system without modes
-        os.fchmod(descriptor, 0o600)
-    return descriptor
-
-
 def temporary_path(path: Path) -> Path:
     """Where `path` is written until it is complete."""
     return path.with_name(f".{path.name}.partial")
@@ -84,6 +75,15 @@ def regular(path: str, flags: int) -> int:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "is no regular file", path)
+    return descriptor
+
+
+def own_lock(path: str, flags: int) -> int:
+    """As `regular`, for a lock file: others may not open it, for who may read a file can lock it, and hold it for
+    ever."""
+    descriptor = regular(path, flags)
+    with contextlib.suppress(PermissionError):  # root's, or on a file system without modes
+        os.fchmod(descriptor, 0o600)
     return descriptor
 
 

@@ -121,8 +121,6 @@ def _checked(info: Info) -> Info:
             raise ValueError(f"{name} is {value!r}")
         if isinstance(value, int) and value < 0:
             raise ValueError(f"{name} is {value}")
-        if name == "sha256" and not re.fullmatch("[0-9a-f]{64}", str(value)):  # the cache has a file of this name
-            raise ValueError(f"{name} is {value!r:.80}")
     return info
 
 
@@ -139,7 +137,12 @@ def _made(fields: dict[str, Any]) -> Any:
     """A shard or an extent, made and checked while the text is read: of 100,000 shards, the dictionaries would leave
     25 MB of holes in this process's memory."""
     kind: Any = _PIECES.get(frozenset(fields))
-    return _checked(kind(**fields)) if kind else fields
+    if kind is None:
+        return fields
+    piece = _checked(kind(**fields))
+    if not re.fullmatch("[0-9a-f]{64}", piece.sha256):  # the cache has a file of this name
+        raise ValueError(f"sha256 is {piece.sha256!r:.80}")
+    return piece
 
 
 def _all_of(kind: type[Info], values: Any) -> tuple[Info, ...]:

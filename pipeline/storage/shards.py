@@ -219,8 +219,8 @@ class ShardSamples:
         self._blocks, self._sizes = np.empty(count, np.uint32), np.empty(count, np.uint32)
         self._label_sizes = np.empty(count, np.uint8)
         for shard, at in zip(shards, self.first.tolist(), strict=False):
-            columns = (column[at:] for column in (self._blocks, self._sizes, self._label_sizes))
-            _read_index(dataset, shard, read_index, *columns)
+            rows = slice(at, at + shard.samples)
+            _read_index(dataset, shard, read_index, self._blocks[rows], self._sizes[rows], self._label_sizes[rows])
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -296,8 +296,7 @@ def _read_index(dataset: Path, shard: ShardInfo, read: IndexReader | None, *colu
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); convert again") from None
     limits = shard.bytes, LARGEST_FILE, _LARGEST_LABEL_FILE
-    own = (column[: shard.samples] for column in columns)
-    count, state = parse_index(np.frombuffer(lines, np.uint8), *limits, *own)
+    count, state = parse_index(np.frombuffer(lines, np.uint8), *limits, *columns)
     if version != b"%s %d" % (INDEX_VERSION.encode(), shard.samples) or (state == SOUND and count != shard.samples):
         raise InputError(f"{path}: does not list the {shard.samples} samples of its shard; convert again")
     if state == UNREADABLE:

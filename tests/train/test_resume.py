@@ -114,7 +114,8 @@ def test_a_stranger_does_not_choose_the_directory_after_a_restart(
     meeting = Meeting(World(), 5, rounds)
     assert restarted_in(TrainConfig(**flags), meeting) is None
     meeting.keep_run_dir(HONEST)
-    (key,) = (key for key in (f"directory of {json.dumps(sys.argv)}",) if rounds.has(key))
+    key = f"directory of {json.dumps(sys.argv)}"
+    assert rounds.has(key)
     rounds.set(key, json.dumps(stored))
     if is_accepted:
         assert restarted_in(TrainConfig(**flags), meeting) == Path(stored)

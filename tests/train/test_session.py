@@ -165,9 +165,7 @@ HOSTILE_STATES: dict[str, Callable[[dict[str, Any]], object]] = {
 
 
 @pytest.mark.parametrize("alter", HOSTILE_STATES.values(), ids=HOSTILE_STATES.keys())
-def test_a_training_state_from_a_stranger_is_one_line(
-    tmp_path: Path, alter: Callable[[dict[str, Any]], object]
-) -> None:
+def test_a_training_state_from_a_stranger_is_one_line(alter: Callable[[dict[str, Any]], object]) -> None:
     with training_linear(momentum=0.9) as session:
         session.train_step(random_batches(1, 4)[0])
         state = session.state()
@@ -178,7 +176,7 @@ def test_a_training_state_from_a_stranger_is_one_line(
         assert len(str(raised.value)) < 300
 
 
-def test_a_scheduler_s_attributes_are_not_replaced(tmp_path: Path) -> None:
+def test_a_scheduler_s_attributes_are_not_replaced() -> None:
     with training_linear() as session:
         session.train_step(random_batches(1, 4)[0])
         state = session.state()

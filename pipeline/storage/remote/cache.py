@@ -257,8 +257,9 @@ class ShardCache:
         folder.sweep()
         records: list[Record | OwnRecord] = [*folder.others, self._record]
         kept = keys_in_use(records)
-        cached = [path for path in folder.sizes if path.suffix == ".tar" and key_of(path.stem) not in kept]
-        far = dict(zip(cached, distances([key_of(path.stem) for path in cached], records).tolist(), strict=True))
+        keys = {path: key_of(path.stem) for path in folder.sizes if path.suffix == ".tar"}
+        cached = {path: key for path, key in keys.items() if key not in kept}
+        far = dict(zip(cached, distances([*cached.values()], records).tolist(), strict=True))
         victims = choose_victims(far, folder.sizes, sum(folder.sizes.values()) + size - limit, distance)
         if victims is None:
             return False
