@@ -1,8 +1,9 @@
 """Tar archives read in place: where each member's bytes are. Nothing is unpacked."""
 
 import io
+import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -12,7 +13,15 @@ from ..pixels.formats import is_image_name
 from ..storage.reading import open_to_read, read_at, status_of
 from ..storage.remote.paths import RemotePath, read_range
 
-_LARGEST = 1 << 24  # bytes: of a header (a long name, or metadata of a member), and of zeros after the last member
+_LARGEST = 1 << 24  # bytes of zeros after the last member
+_LARGEST_HEADER = 1 << 20  # bytes of a long name, or of metadata of a member
+_LONGEST_NAME = 1 << 12  # characters of a member's name, as Linux takes of a path
+_MOST_RECORDS = 1 << 10  # of metadata; a member has a few
+_TOO_MANY_DIGITS = re.compile(rb"[0-9]{256}")  # the name of a file has 255 bytes
+_RECORD = re.compile(rb"([0-9]{1,20}) [^=]{1,1024}=")  # its length in bytes, and a keyword
+_METADATA = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+_LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_TYPE = slice(156, 157)  # of a header block: what the member is
 
 
 class Member(NamedTuple):
@@ -55,7 +64,13 @@ def members_in(file: io.RawIOBase, path: Path, inner: Member | None = None) -> I
     name = f"{path}: {inner.name}" if inner else str(path)
     status = status_of(file)
     start, size = (inner.offset, inner.size) if inner else (0, status.st_size)
-    yield from _members(_Section(file, start, size), name, status.st_mtime_ns)
+    section = _Section(lambda count, at: read_at(file, count, at), start, size)
+    yield from _members(section, name, status.st_mtime_ns)
+
+
+def list_unpacked(data: bytes, name: str) -> Iterator[Member]:
+    """`list_members` of an archive that is in memory, called `name` in messages."""
+    yield from _members(_Section(lambda count, at: data[at : at + count], 0, len(data)), name, 0)
 
 
 def _members(section: "_Section", name: str, modified: int) -> Iterator[Member]:
@@ -82,6 +97,8 @@ def _members(section: "_Section", name: str, modified: int) -> Iterator[Member]:
 def _check(member: tarfile.TarInfo, section: "_Section", name: str) -> None:
     if member.issparse():
         raise InputError(f"{name}: {member.name} is stored with holes; make the archive without tar's --sparse")
+    if len(member.name) > _LONGEST_NAME:  # metadata of all members can say one of megabytes for each of thousands
+        raise InputError(f"{name}: damaged, or a member has a name of {len(member.name)} characters")
     if member.offset_data + member.size > section.size:
         raise InputError(f"{name}: truncated in {member.name}")
 
@@ -97,10 +114,12 @@ def _check_end(section: "_Section", end: int, name: str) -> None:
 
 
 class _Section:
-    """A range of a file, as a file for tarfile."""
+    """A range of a file, as a file for tarfile; `read` gives so many bytes from an offset on."""
 
-    def __init__(self, file: io.RawIOBase, start: int, size: int) -> None:
-        self._file, self.start, self.size, self._at = file, start, size, 0
+    def __init__(self, read: Callable[[int, int], bytes], start: int, size: int) -> None:
+        self._read, self.start, self.size, self._at = read, start, size, 0
+        self._kind = b""  # of the header block that was read last, if nothing else was read since
+        self._records = 0  # that hold for all further members
 
     def tell(self) -> int:
         return self._at
@@ -110,8 +129,28 @@ class _Section:
         return at
 
     def read(self, count: int) -> bytes:
-        if count > _LARGEST:
+        if count > _LARGEST_HEADER:
             raise ValueError(f"a header of {count} bytes")
-        data = read_at(self._file, max(0, min(count, self.size - self._at)), self.start + self._at)
+        data = self._read(max(0, min(count, self.size - self._at)), self.start + self._at)
         self._at += len(data)
+        before, self._kind = self._kind, b""
+        if before in _METADATA:
+            self._check_metadata(data, before)
+        elif before not in _LONG_NAMES and count == tarfile.BLOCKSIZE:
+            self._kind = data[_TYPE]
         return data
+
+    def _check_metadata(self, data: bytes, kind: bytes) -> None:
+        """Raises ValueError for records that fill memory or time. Before Python 3.11.10 and 3.12.6, tarfile looks
+        through digits again and again (CVE-2024-6232), and takes keywords that are longer than their record."""
+        if _TOO_MANY_DIGITS.search(data):
+            raise ValueError("metadata without end")
+        at = count = 0
+        while data[at : at + 1].isdigit():
+            record = _RECORD.match(data, at)
+            if record is None or record.end() > at + int(record[1]):
+                raise ValueError("metadata that are none")
+            at, count = at + int(record[1]), count + 1
+        self._records += count if kind == tarfile.XGLTYPE else 0
+        if max(count, self._records) > _MOST_RECORDS:
+            raise ValueError(f"more than {_MOST_RECORDS} records of metadata")

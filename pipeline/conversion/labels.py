@@ -9,7 +9,7 @@ import csv
 import gzip
 import io
 import re
-import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -18,7 +18,7 @@ from ..errors import InputError, StorageError
 from ..storage.classes import is_wnid
 from ..storage.foreign import ZIP, kind_of_file
 from ..storage.reading import open_to_read, read_at
-from .archives import list_members
+from .archives import list_members, list_unpacked
 from .matlab import read_structs
 from .zips import read_zipped
 
@@ -192,34 +192,31 @@ def _devkit_files(flag: str, devkit: Path) -> dict[str, bytes]:
     if devkit.is_dir():
         paths = [folder / name for folder in (devkit, devkit / "data") for name in (_GROUND_TRUTH, _SYNSETS)]
         return {path.name: _read(flag, path) for path in paths if path.is_file()}
-    files, data = dict[str, bytes](), b""
+    data, files = _unpacked(flag, devkit), dict[str, bytes]()
     try:
-        data = _unpacked(devkit)
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
-            for member in archive:
-                name = PurePosixPath(member.name).name
-                if member.isreg() and not member.issparse() and name in (_GROUND_TRUTH, _SYNSETS):
-                    stream = archive.extractfile(member)
-                    assert stream is not None
-                    files[name] = stream.read()
-                if len(files) == 2:
-                    break
-    except InputError:
-        raise
-    except OSError as error:
-        raise InputError(f"{flag}: cannot be read ({error.strerror or error})") from None
-    except Exception as error:  # damaged data makes tarfile raise exceptions of any type
+        for member in list_unpacked(data, devkit.name):
+            name = PurePosixPath(member.name).name
+            if name in (_GROUND_TRUTH, _SYNSETS):
+                files[name] = data[member.offset : member.offset + member.size]
+            if len(files) == 2:
+                break
+    except InputError as error:
         if len(data) < _LARGEST:  # otherwise it is the archive of something else
             raise InputError(f"{flag}: not the development kit's archive, or damaged ({error})") from None
     return files
 
 
-def _unpacked(devkit: Path) -> bytes:
-    """The first bytes of an archive, unpacked: a stranger's may go on for ever."""
-    with open_to_read(devkit) as file:
-        packed = read_at(file, _LARGEST, 0)
-    is_packed = packed.startswith(b"\x1f\x8b")
-    return gzip.GzipFile(fileobj=io.BytesIO(packed)).read(_LARGEST) if is_packed else packed
+def _unpacked(flag: str, devkit: Path) -> bytes:
+    """The first bytes of an archive, unpacked: a stranger's may go on for ever. Raises InputError."""
+    try:
+        with open_to_read(devkit) as file:
+            packed = read_at(file, _LARGEST, 0)
+        is_packed = packed.startswith(b"\x1f\x8b")
+        return gzip.GzipFile(fileobj=io.BytesIO(packed)).read(_LARGEST) if is_packed else packed
+    except OSError as error:
+        raise InputError(f"{flag}: cannot be read ({error.strerror or error})") from None
+    except (EOFError, zlib.error) as error:
+        raise InputError(f"{flag}: not the development kit's archive, or damaged ({error})") from None
 
 
 def _synset_wnids(flag: str, meta: bytes) -> dict[float, str]:

@@ -440,3 +440,50 @@ def test_images_of_a_class_archive_are_read_back(imagenet_folder: Path, tmp_path
         assert {Path(name).name: data for name, data in contents.items()} == {
             path.name: path.read_bytes() for path in folder.iterdir()
         }
+
+
+def metadata(content: bytes, kind: bytes = tarfile.XHDTYPE) -> bytes:
+    """A header of metadata."""
+    return raw_header("metadata", len(content), kind) + padded(content)
+
+
+def padded(content: bytes) -> bytes:
+    return content + bytes(-len(content) % BLOCK)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"1" * (1 << 16), b"3 " * (1 << 14) + b"=", b"".join(b"10 %05d=\n" % number for number in range(5000))],
+    ids=["digits", "keywords longer than their record", "thousands of records"],
+)
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE])
+def test_metadata_that_take_hours_or_gigabytes_are_refused(
+    tar: Callable[[bytes], Path], content: bytes, kind: bytes
+) -> None:
+    """Each takes tarfile time or memory that grows with the square of its size: a megabyte of digits takes hours."""
+    path = tar(metadata(content, kind) + raw_header("a.JPEG", 0) + bytes(2 * BLOCK))
+    with pytest.raises(InputError, match=r"not a tar archive, or damaged .*metadata"):
+        list(list_members(path))
+
+
+def test_metadata_of_all_members_are_refused_where_they_add_up(tar: Callable[[bytes], Path]) -> None:
+    headers = [b"".join(b"12 %07d=\n" % (1000 * at + number) for number in range(100)) for at in range(20)]
+    path = tar(b"".join(metadata(header, tarfile.XGLTYPE) for header in headers) + bytes(2 * BLOCK))
+    with pytest.raises(InputError, match="more than 1024 records"):
+        list(list_members(path))
+
+
+def test_one_long_name_for_thousands_of_members_does_not_fill_memory(tar: Callable[[bytes], Path]) -> None:
+    """Metadata that hold for all members may have their path: 1 MB once, and again for each header of 512 bytes."""
+    path_record = b"1000012 path=" + b"a" * (1_000_012 - 19) + b".JPEG\n"
+    path = tar(metadata(path_record, tarfile.XGLTYPE) + raw_header("b", 0) * 1000 + bytes(2 * BLOCK))
+    with pytest.raises(InputError, match="a name of 999998 characters"):
+        list(list_members(path))
+
+
+def test_a_long_name_is_taken_for_no_header(tar: Callable[[bytes], Path]) -> None:
+    """Of one block, with the sign of metadata where a header has it, before a member that is called after a number."""
+    name = "a" * 156 + "x" + "a" * 100 + ".JPEG"
+    long_name = raw_header("long", len(name) + 1, tarfile.GNUTYPE_LONGNAME) + padded(name.encode() + b"\0")
+    path = tar(long_name + raw_header("1 is a number", 3) + padded(b"abc") + bytes(2 * BLOCK))
+    assert contents_of(path, list_members(path)) == {name: b"abc"}

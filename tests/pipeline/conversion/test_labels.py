@@ -491,6 +491,31 @@ def test_any_archive_gives_labels_or_an_input_error(
     read_anything(path, IMAGES)
 
 
+def header_of(size_field: bytes, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """A header block in which the size is this field."""
+    member = tarfile.TarInfo("some")
+    member.type = kind
+    block = bytearray(member.tobuf(tarfile.USTAR_FORMAT))
+    block[124:136], block[148:156] = size_field, b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+HEADER = header_of(b"%011o\0" % 0)
+LEADS_BACK = HEADER + header_of((-512).to_bytes(12, "big", signed=True))
+DIGITS = header_of(b"%011o\0" % (1 << 16), tarfile.XHDTYPE) + b"1" * (1 << 16) + HEADER
+
+
+@pytest.mark.parametrize("content", [LEADS_BACK, DIGITS], ids=["a member that leads back", "digits"])
+def test_an_archive_that_tarfile_reads_for_hours_is_refused(tmp_path: Path, content: bytes) -> None:
+    """Of less than a kilobyte, as it is packed."""
+    archive = tmp_path / "ILSVRC2012_devkit_t12.tar.gz"
+    archive.write_bytes(gzip.compress(content + bytes(1024)))
+    with pytest.raises(InputError) as raised:
+        read_validation_labels(archive)
+    assert_names(raised.value, archive, "not the development kit's archive, or damaged")
+
+
 def endless_archive(path: Path, start: bytes) -> Path:
     """A packed archive that begins so, and goes on with 200 MB of zeros."""
     with gzip.open(path, "wb", compresslevel=1) as file:
