@@ -15,6 +15,7 @@ import numpy as np
 
 HEADER_BYTES = 128
 LARGEST = 1 << 23  # bytes of a variable, uncompressed; `synsets` has about 2 MB
+_MOST_DIMENSIONS = 32  # of a matrix: the product of a million takes hours
 
 # Types of elements (table 1-1) and classes of matrices (table 1-3).
 _MATRIX, _COMPRESSED = 14, 15
@@ -41,7 +42,7 @@ def read_structs(data: bytes, variable: str, fields: Sequence[str]) -> list[tupl
                 kind, content = next(_elements(memoryview(_inflated(content)), order), _NOTHING)
             if kind == _MATRIX and (rows := _structs(content, order, variable, fields)) is not None:
                 return rows
-    except (KeyError, IndexError, zlib.error) as error:
+    except (KeyError, IndexError, OverflowError, zlib.error) as error:
         raise ValueError(f"not a MAT-file of level 5, or damaged: {error!r}") from None
     raise ValueError(f"no struct array {variable} in it")
 
@@ -92,7 +93,10 @@ def _structs(matrix: memoryview, order: str, variable: str, fields: Sequence[str
 def _matrix_head(parts: Iterator[_Element], order: str) -> tuple[int, int, str]:
     """Class, number of elements and name of a matrix."""
     flags, dimensions, name = (next(parts, _NOTHING) for _ in range(3))
-    return int(_numbers(flags, order)[0]) & 0xFF, math.prod(map(int, _numbers(dimensions, order))), _text(name, order)
+    sizes = _numbers(dimensions, order)
+    if len(sizes) > _MOST_DIMENSIONS:
+        raise ValueError(f"a matrix of {len(sizes)} dimensions")
+    return int(_numbers(flags, order)[0]) & 0xFF, math.prod(map(int, sizes)), _text(name, order)
 
 
 def _value(matrix: memoryview, order: str) -> Value:

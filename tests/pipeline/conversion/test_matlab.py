@@ -133,6 +133,31 @@ def test_compressed_data_that_would_fill_the_memory_is_refused() -> None:
     assert peak < 4 * LARGEST
 
 
+def element(kind: int, data: bytes) -> bytes:
+    return struct.pack("<II", kind, len(data)) + data + bytes(-len(data) % 8)
+
+
+def struct_array(dimensions: bytes, length_of_names: bytes) -> bytes:
+    """A file with `synsets` of one field, given two of its elements."""
+    flags, name, names = element(6, struct.pack("<II", 2, 0)), element(1, b"synsets"), element(1, b"WNID\0\0\0\0")
+    return META[True][:HEADER_BYTES] + element(14, flags + dimensions + name + length_of_names + names)
+
+
+ONE, EIGHT = element(5, struct.pack("<ii", 1, 1)), element(5, struct.pack("<i", 8))
+INFINITE = element(9, struct.pack("<d", float("inf")))
+ABSURD = {
+    "endless dimensions": (struct_array(element(2, b"\xff" * 100_000), EIGHT), "a matrix of 100000 dimensions"),
+    "an infinite dimension": (struct_array(INFINITE, EIGHT), "not a MAT-file of level 5"),
+    "names of infinite length": (struct_array(ONE, INFINITE), "not a MAT-file of level 5"),
+}
+
+
+@pytest.mark.parametrize(("data", "message"), ABSURD.values(), ids=ABSURD.keys())
+def test_absurd_numbers_are_refused(data: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        read_structs(data, "synsets", ["WNID"])
+
+
 @pytest.mark.parametrize("compressed", [True, False])
 def test_file_truncated_anywhere_is_refused(compressed: bool) -> None:
     data = META[compressed]
