@@ -3,6 +3,8 @@
 import argparse
 import logging
 import os
+import pickle
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -198,12 +200,18 @@ def test_safetensors_are_read(tmp_path: Path) -> None:
             checkpoint.read(path, "file of weights")
 
 
+def deflated(source: Path, path: Path) -> Path:
+    """The file that torch.save wrote, compressed."""
+    with zipfile.ZipFile(source) as plain, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for entry in plain.infolist():
+            packed.writestr(entry.filename, plain.read(entry))
+    return path
+
+
 def test_an_archive_that_unpacks_to_a_thousand_times_its_size(tmp_path: Path) -> None:
     torch.save({"model": {"weight": torch.zeros(1 << 24)}, "config": {}}, tmp_path / "plain.pt")
     path = tmp_path / "packed.pt"
-    with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
-        for entry in plain.infolist():
-            packed.writestr(entry.filename, plain.read(entry))
+    deflated(tmp_path / "plain.pt", path)
     with memory_below(1 << 24), pytest.raises(InputError, match="not a checkpoint, or a damaged one"):
         checkpoint.load(path)
 
@@ -218,3 +226,70 @@ def test_settings_that_unfold_without_end(tmp_path: Path) -> None:
     config = TrainConfig(resume=str(tmp_path / "some.pt"))
     with memory_below(1 << 28), pytest.raises(InputError, match="values without end"):
         find(config, Meeting(World(), 1))
+
+
+def end_twice(packed: bytes, small: bytes) -> bytes:
+    """`zipfile` takes the sign of an end at the very end for a damaged file, torch goes on to look for one."""
+    return packed + b"PK\5\6"
+
+
+def another_directory(packed: bytes, small: bytes) -> bytes:
+    """`zipfile` takes the directory that is right before the end, torch the one that the end names."""
+    end = packed[-22:]
+    assert end.startswith(b"PK\5\6")
+    start, length = int.from_bytes(small[-6:-2], "little"), int.from_bytes(small[-10:-6], "little")
+    directory = small[start : start + length]
+    return packed[:-22] + small[:start] + directory + end[:12] + length.to_bytes(4, "little") + end[16:]
+
+
+@pytest.mark.parametrize("confuse", [end_twice, another_directory])
+def test_an_archive_that_torch_reads_and_zipfile_reads_otherwise(
+    tmp_path: Path, confuse: Callable[[bytes, bytes], bytes]
+) -> None:
+    torch.save({"model": {"weight": torch.zeros(1 << 26)}, "config": {}}, tmp_path / "plain.pt")
+    with zipfile.ZipFile(tmp_path / "small.zip", "w") as small:
+        small.writestr("archive/data.pkl", b"small")
+    packed = deflated(tmp_path / "plain.pt", tmp_path / "packed.pt")
+    path = tmp_path / "some.pt"
+    path.write_bytes(confuse(packed.read_bytes(), (tmp_path / "small.zip").read_bytes()))
+    with memory_below(1 << 26), pytest.raises(InputError, match="not a checkpoint, or a damaged one"):
+        checkpoint.load(path)
+
+
+def growing(call: bytes) -> bytes:
+    """The pickle of a checkpoint with what a call returns."""
+    return b"\x80\x02}(U\x05model}U\x06config}U\x04rest" + call + b"u."
+
+
+GROWING = {
+    "bytearray": b"c__builtin__\nbytearray\n\x8a\x05" + (1 << 30).to_bytes(5, "little") + b"\x85R",
+    "_codecs": b"c_codecs\nencode\n" * 25 + b"U\x01xU\x06latin1\x86R" + b"U\x03hex\x86R" * 24,
+}
+
+
+@pytest.mark.parametrize("name", GROWING)
+@pytest.mark.parametrize("in_archive", [True, False])
+def test_a_call_that_makes_gigabytes_of_nothing(tmp_path: Path, name: str, in_archive: bool) -> None:
+    path, content = tmp_path / "some.pt", growing(GROWING[name])
+    if in_archive:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", content)
+            archive.writestr("archive/version", "3\n")
+    else:
+        save_as_before_1_6({"model": {}, "config": {}}, path)
+        last = pickle.dumps({"model": {}, "config": {}}, 2)
+        assert last in path.read_bytes()
+        path.write_bytes(path.read_bytes().replace(last, content))
+    with memory_below(1 << 24), pytest.raises(InputError, match=f"holds .*{name}, which is code, not weights"):
+        checkpoint.load(path)
+
+
+def test_an_archive_that_tarfile_reads_for_hours(tmp_path: Path) -> None:
+    """torch.load takes a file for a tar archive first, as PyTorch once wrote them. Unless it is refused before, this
+    test does not end."""
+    digits = tarfile.TarInfo("metadata")
+    digits.type, digits.size = tarfile.XHDTYPE, 1 << 20
+    path = tmp_path / "some.pt"
+    path.write_bytes(digits.tobuf(tarfile.USTAR_FORMAT) + b"1" * digits.size + bytes(1024))
+    with pytest.raises(InputError, match="not a checkpoint, or a damaged one"):
+        checkpoint.load(path)
