@@ -1,15 +1,21 @@
 """Cards of the models of other libraries: `torchvision/<name>` and `timm/<name>`."""
 
+import re
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
 import torchvision
 from torch import nn
 
-from models.card import ModelCard, UnknownModelError, did_you_mean
+from models.card import ModelCard, ModelOptionError, UnknownModelError, did_you_mean
 from models.normalize import IMAGENET_MEAN, IMAGENET_STD
 
 TORCHVISION, TIMM = "torchvision/", "timm/"
+
+_FETCHING = re.compile("pretrained.*|weights.*|checkpoint_path|cache_dir", re.IGNORECASE)
+"""Options by which the libraries fetch files from any address, and write them into any folder. A stranger's checkpoint
+names options, too."""
 
 
 def torchvision_names() -> list[str]:
@@ -39,6 +45,7 @@ def _build_torchvision(name: str, num_classes: int, **options: Any) -> nn.Module
     if name in ("googlenet", "inception_v3"):
         # Google trained both with other means: the published files need their inputs transformed.
         options = {"aux_logits": False, "init_weights": True, "transform_input": True} | options
+    _refuse_fetching(options)
     network: nn.Module = torchvision.models.get_model(name, num_classes=num_classes, weights=None, **options)
     return network
 
@@ -73,5 +80,13 @@ def timm_card(name: str) -> ModelCard:
 def _build_timm(name: str, num_classes: int, **options: Any) -> nn.Module:
     import timm
 
+    _refuse_fetching(options)
     network: nn.Module = timm.create_model(name, num_classes=num_classes, **options)
     return network
+
+
+def _refuse_fetching(options: Iterable[str]) -> None:
+    """Raises ModelOptionError: weights come from a file that a flag names."""
+    for name in options:
+        if _FETCHING.fullmatch(name):
+            raise ModelOptionError(f"{name}: the library fetches nothing here; --pretrained FILE takes its weights")

@@ -1,0 +1,35 @@
+"""Models of other libraries: what their options may not do."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import models
+from pipeline.errors import InputError
+from tests.helpers.servers import serving
+from train import finished
+from train.config import TrainConfig
+
+
+def test_a_checkpoint_has_the_library_fetch_no_file(tmp_path: Path) -> None:
+    """timm would write what any address gives into any folder, under any name that is not there yet."""
+    served, written = tmp_path / "served", tmp_path / "written"
+    served.mkdir()
+    (served / "authorized_keys").write_text("a stranger's")
+    with serving(served) as server:
+        config = TrainConfig(model="timm/resnet18").as_dict()
+        overlay = {"url": f"{server.url}/authorized_keys", "hf_hub_id": None}
+        config["model_kwargs"] = ["pretrained=True", f"pretrained_cfg_overlay={overlay}", f"cache_dir={written}"]
+        torch.save({"model": {}, "config": config}, tmp_path / "some.pt")
+        with pytest.raises(InputError, match="the library fetches nothing here"):
+            finished.load(tmp_path / "some.pt", None, device="cpu")
+        assert not server.requests
+    assert not written.exists()
+
+
+@pytest.mark.parametrize("option", ["pretrained", "pretrained_cfg", "checkpoint_path", "cache_dir", "weights"])
+@pytest.mark.parametrize("model", ["timm/resnet18", "torchvision/resnet18"])
+def test_options_that_fetch_are_refused(model: str, option: str) -> None:
+    with pytest.raises(models.ModelOptionError, match=f"{option}: the library fetches nothing here; --pretrained FILE"):
+        models.create(model, 10, {option: True})
