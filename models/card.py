@@ -1,16 +1,20 @@
 """What the registry knows of a model: how it is built and what it expects of an image."""
 
+import contextlib
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from models.normalize import IMAGENET_MEAN, IMAGENET_STD
 
 Options = dict[str, Any]
+
+_MOST_PARAMETERS = 1 << 15  # tensors; the largest of timm's models have a few thousand
 
 
 class UnknownModelError(ValueError):
@@ -47,9 +51,29 @@ class ModelCard:
     """ImageNet accuracy in percent, one crop, and who published it."""
 
     def build_without_memory(self, num_classes: int, **options: Any) -> nn.Module:
-        """The network on the meta device: shapes, but no values."""
-        try:
-            with torch.device("meta"):
-                return self.build(num_classes, **options)
-        except RuntimeError:  # torchvision's RegNets compute their widths in tensors, and so may others
-            return self.build(num_classes, **options).to("meta")
+        """The network on the meta device: shapes, but no values. Raises ModelOptionError where it would be built
+        without end: a stranger's checkpoint names options."""
+        with _parameters_below(_MOST_PARAMETERS):
+            try:
+                with torch.device("meta"):
+                    return self.build(num_classes, **options)
+            except RuntimeError:  # torchvision's RegNets compute their widths in tensors, and so may others
+                return self.build(num_classes, **options).to("meta")
+
+
+@contextlib.contextmanager
+def _parameters_below(most: int) -> Iterator[None]:
+    """Raises ModelOptionError in the block where modules get more parameter tensors than that."""
+    count = 0
+
+    def counted(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal count
+        count += 1
+        if count > most:
+            raise ModelOptionError(f"more than {most} parameter tensors")
+
+    hook = register_module_parameter_registration_hook(counted)
+    try:
+        yield
+    finally:
+        hook.remove()

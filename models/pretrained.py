@@ -4,9 +4,12 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 Weights = dict[str, Tensor]
+
+_MOST_SHARED = 4  # times as many bytes as a file has
 
 LISTED_KEYS = 20
 """How many keys of a kind an error names."""
@@ -34,6 +37,7 @@ def find_weights(content: Any) -> Weights:
     weights = _state_dict(content)
     if weights is None:
         raise PretrainedError("holds no weights: neither a state_dict nor one under 'state_dict' or 'model'")
+    _check_values(weights.values())
     weights.pop("n_averaged", None)  # of torch.optim.swa_utils.AveragedModel, which is no weight
     # torch.compile may wrap a part of a model, so its prefix can be anywhere in a name.
     weights = {re.sub(r"(^|\.)_orig_mod\.", r"\1", name): value for name, value in weights.items()}
@@ -53,6 +57,19 @@ def _state_dict(content: Any) -> Weights | None:
     return dict(content) if holds_weights else None
 
 
+def _check_values(tensors: Iterable[Tensor]) -> None:
+    """Raises PretrainedError for tensors with more elements than the file has values for: one value may be repeated
+    without end, or many tensors have the same ones. A few may, as where layers share their weights."""
+    stored, size = dict[int, int](), 0
+    for tensor in tensors:
+        if tensor.layout is not torch.strided or tensor.device.type != "cpu":
+            raise PretrainedError("holds tensors without values, or without most of them")
+        stored[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        size += tensor.numel() * tensor.element_size()
+    if size > _MOST_SHARED * sum(stored.values()):
+        raise PretrainedError("holds tensors that repeat their values")
+
+
 def load(network: nn.Module, weights: Weights, num_classes: int, *, new_head: bool = False) -> list[str]:
     """Load weights into a network of `num_classes`. Returns the keys of a last layer that was not loaded.
 
@@ -62,6 +79,14 @@ def load(network: nn.Module, weights: Weights, num_classes: int, *, new_head: bo
     """
     own = network.state_dict()
     weights = named_as_in(own, weights)
+    heads = differing_heads(own, weights, num_classes, new_head=new_head)
+    network.load_state_dict(own | {key: value for key, value in weights.items() if key not in heads})
+    return heads
+
+
+def differing_heads(own: Weights, weights: Weights, num_classes: int, *, new_head: bool = False) -> list[str]:
+    """The keys of a last layer of another number of classes, of weights that otherwise fit the network of `num_classes`
+    whose state_dict is `own`; as `load` says. Raises PretrainedError."""
     different = [key for key in own if key in weights and weights[key].shape != own[key].shape]
     heads = [key for key in different if _is_head(weights[key], own[key], num_classes)]
     if heads and heads == different and not new_head:
@@ -78,7 +103,6 @@ def load(network: nn.Module, weights: Weights, num_classes: int, *, new_head: bo
     ]
     if any(mismatches):
         raise PretrainedError(f"does not fit the model: {'; '.join(filter(None, mismatches))}")
-    network.load_state_dict(own | {key: value for key, value in weights.items() if key not in heads})
     return heads
 
 

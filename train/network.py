@@ -157,7 +157,11 @@ def _found_in(content: Any, process: Process, wanted: int) -> tuple[Weights, lis
     weights = pretrained.named_as_in(own, pretrained.find_weights(content))
     if process.card.background_class:
         weights = pretrained.without_background(weights, heads, wanted)
-    return weights, heads, pretrained.count_outputs(weights, heads) or wanted
+    outputs = pretrained.count_outputs(weights, heads) or wanted
+    # Before a network is built: a stranger's options could make one that no memory holds.
+    sized = {name: own[name].new_empty(outputs, *own[name].shape[1:]) for name in heads}
+    pretrained.differing_heads(own | sized, weights, outputs)
+    return weights, heads, outputs
 
 
 def count_outputs(content: Any, process: Process, source: str) -> int:

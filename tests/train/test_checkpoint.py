@@ -15,10 +15,11 @@ import pytest
 import safetensors.torch
 import torch
 
+import models
 from pipeline.errors import InputError
 from tests.helpers.memory import memory_below
 from tests.helpers.torch_files import save_as_before_1_6
-from train import checkpoint
+from train import checkpoint, finished
 from train.checkpoint import Checkpoint
 from train.config import TrainConfig
 from train.meeting import Meeting
@@ -293,3 +294,52 @@ def test_an_archive_that_tarfile_reads_for_hours(tmp_path: Path) -> None:
     path.write_bytes(digits.tobuf(tarfile.USTAR_FORMAT) + b"1" * digits.size + bytes(1024))
     with pytest.raises(InputError, match="not a checkpoint, or a damaged one"):
         checkpoint.load(path)
+
+
+def settings(model: str = "pyramidnet", *options: str) -> dict[str, Any]:
+    return TrainConfig(model=model).as_dict() | {"model_kwargs": list(options)}
+
+
+@pytest.mark.parametrize("option", ["depth=1000002", f"depth={10**20}"])
+def test_options_that_build_a_model_without_end(tmp_path: Path, option: str) -> None:
+    torch.save({"model": {}, "config": settings("pyramidnet", option)}, tmp_path / "some.pt")
+    with pytest.raises(InputError, match="more than 32768 parameter tensors"):
+        finished.load(tmp_path / "some.pt", None, device="cpu")
+
+
+def weights_of(repeat: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
+    network = models.create("torchvision/resnet18", 10).network
+    return {name: repeat(value) if name.startswith("fc.") else value for name, value in network.state_dict().items()}
+
+
+REPEATED: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
+    "one row": (lambda value: value[:1].clone().expand(1 << 40, *value.shape[1:]), "repeat their values"),
+    "no values": (lambda value: torch.empty(1 << 40, *value.shape[1:], device="meta"), "without values"),
+    "no columns": (
+        lambda value: torch.empty(1 << 30, *(0 for _ in value.shape[1:])),
+        "repeat their values|does not fit",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REPEATED)
+@pytest.mark.parametrize("in_checkpoint", [True, False])
+def test_outputs_that_no_memory_holds(tmp_path: Path, name: str, in_checkpoint: bool) -> None:
+    """A last layer of a trillion outputs, from one: the model would be built in its size."""
+    repeat, message = REPEATED[name]
+    if name == "no columns":
+        weights = weights_of(lambda value: repeat(value) if value.dim() == 2 else value)
+    else:
+        weights = weights_of(repeat)
+    content = {"model": weights, "config": settings("torchvision/resnet18")} if in_checkpoint else weights
+    torch.save(content, tmp_path / "some.pt")
+    with memory_below(1 << 26), pytest.raises(InputError, match=message):
+        finished.load(tmp_path / "some.pt", "torchvision/resnet18", device="cpu")
+
+
+def test_a_model_that_no_memory_holds(tmp_path: Path) -> None:
+    """Its options make it large, and the file has none of its weights."""
+    config = settings("pyramidnet", "alpha=100000000.0")
+    torch.save({"model": {"conv.weight": torch.zeros(2)}, "config": config}, tmp_path / "some.pt")
+    with pytest.raises(InputError, match="does not fit the model"):
+        finished.load(tmp_path / "some.pt", None, device="cpu")
