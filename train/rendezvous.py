@@ -5,18 +5,22 @@ on one address only, on the loopback where the run has one machine; each value i
 unpickled; and values are signed with a secret of the run.
 """
 
+import functools
 import hashlib
 import hmac
 import ipaddress
 import logging
 import os
+import queue
 import secrets
 import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar, cast
 
 import torch
 from torch.distributed import PrefixStore, Store, TCPStore
@@ -32,6 +36,11 @@ LOOPBACK = "127.0.0.1"
 _LIBUV_TAKES_SOCKETS = TorchVersion(torch.__version__) >= "2.14"
 """Whether the store's faster server takes a listening socket: that of PyTorch 2.14 does, that of 2.7 does not. Those
 between have not been tried; the older server takes one in all of them."""
+
+_GRACE_S = 5.0
+"""A machine that has not met the others in time says so itself, if the store answers."""
+
+Value = TypeVar("Value")
 
 TOKEN_VARIABLE, TOKEN_FILE_VARIABLE = "SLUICE_RDZV_TOKEN", "SLUICE_RDZV_TOKEN_FILE"
 
@@ -112,8 +121,10 @@ def refuse_own_name_for_loopback(where: str, address: str) -> None:
 
 
 def connect_store(where: str, address: str, port: int, timeout_s: int) -> TCPStore:
-    """The store that another process has at this address. Raises InputError where it is not reached within
-    `timeout_s` seconds: PyTorch waits too, but prints stack traces and no reason."""
+    """The store that another process has at this address. Raises InputError where it is not reached, or does not
+    answer, within `timeout_s` seconds: PyTorch waits too, but prints stack traces and no reason, and waits without end
+    where something listens and says nothing."""
+    end = time.monotonic() + timeout_s
     for remaining_s in _attempts(timeout_s):
         try:
             socket.create_connection((address, port), timeout=max(0.1, remaining_s)).close()
@@ -122,7 +133,35 @@ def connect_store(where: str, address: str, port: int, timeout_s: int) -> TCPSto
             if remaining_s <= 0:
                 reason = error.strerror or error
                 raise InputError(f"{where}: not reached within --rdzv-timeout {timeout_s} s ({reason})") from None
-    return TCPStore(address, port, is_master=False, timeout=timedelta(seconds=timeout_s))
+    connect = functools.partial(TCPStore, address, port, is_master=False, timeout=timedelta(seconds=timeout_s))
+    try:
+        return _in_time(connect, end)
+    except TimeoutError:
+        raise InputError(
+            f"{where}: not reached within --rdzv-timeout {timeout_s} s (something listens there and says nothing: "
+            "another program, or a machine that hangs)"
+        ) from None
+
+
+def _in_time(call: Callable[[], Value], end: float) -> Value:
+    """What `call` returns or raises. Raises TimeoutError where it has not returned at `end` of the monotonic clock, or
+    a second from now: it goes on, in a thread that nobody waits for."""
+    results: queue.SimpleQueue[tuple[Value | None, BaseException | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            results.put((call(), None))
+        except BaseException as error:  # for the caller
+            results.put((None, error))
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        value, error = results.get(timeout=max(1.0, end - time.monotonic()))
+    except queue.Empty:
+        raise TimeoutError from None
+    if error is not None:
+        raise error
+    return cast(Value, value)
 
 
 def _attempts(timeout_s: float) -> Iterator[float]:
@@ -203,7 +242,14 @@ class Machines(RendezvousHandler):
                 self._port = self._store.port
             else:
                 self._store = connect_store(self._where, self._address, self._port, self._timeout_s)
-            self._wait_for_all(self._store)
+            end = time.monotonic() + self._timeout_s + _GRACE_S
+            try:
+                _in_time(functools.partial(self._wait_for_all, self._store), end)
+            except TimeoutError:  # the store waits for each answer without end
+                raise InputError(
+                    f"{self._where}: {self._count} machines did not meet there within --rdzv-timeout "
+                    f"{self._timeout_s} s (it does not answer any more)"
+                ) from None
         bootstrap = RendezvousStoreInfo(self._address, self._port)
         return RendezvousInfo(PrefixStore("launchers", self._store), self._rank, self._count, bootstrap)
 

@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,15 @@ import pytest
 from torch.distributed import Store
 
 from pipeline.errors import InputError
-from train.rendezvous import TOKEN_FILE_VARIABLE, TOKEN_VARIABLE, SignedStore, host_store, run_token
+from train.rendezvous import (
+    TOKEN_FILE_VARIABLE,
+    TOKEN_VARIABLE,
+    Machines,
+    SignedStore,
+    connect_store,
+    host_store,
+    run_token,
+)
 
 
 class _Command:
@@ -64,3 +74,37 @@ def test_the_secret_comes_from_the_environment_or_a_file_that_others_cannot_read
     monkeypatch.delenv(TOKEN_VARIABLE)
     with pytest.raises(InputError, match="cannot be read"):
         run_token()
+
+
+def test_what_listens_and_says_nothing_is_not_waited_for_without_end() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        pytest.raises(InputError, match=r"^here: not reached within --rdzv-timeout 1 s \(something listens there"),
+    ):
+        connect_store("here", "127.0.0.1", silent.getsockname()[1], 1)
+
+
+def test_a_store_that_answers_once_is_not_waited_for_without_end() -> None:
+    """An impostor answers the greeting, by which PyTorch knows a store, and says nothing more."""
+
+    def greet(listening: socket.socket) -> None:
+        for _ in range(2):  # the first only sees whether anybody listens
+            connection, _ = listening.accept()
+            kept.append(connection)
+            if len(kept) == 2:
+                connection.sendall(received(connection)[-4:])  # its number
+
+    kept = list[socket.socket]()
+    with socket.create_server(("127.0.0.1", 0)) as impostor:
+        threading.Thread(target=greet, args=(impostor,), daemon=True).start()
+        machines = Machines("here", "127.0.0.1", impostor.getsockname()[1], 1, 2, 1)
+        with pytest.raises(InputError, match=r"^here: 2 machines did not meet .* \(it does not answer any more\)"):
+            machines.next_rendezvous()
+
+
+def received(connection: socket.socket) -> bytes:
+    """The ten bytes with which a store's client begins."""
+    greeting = b""
+    while len(greeting) < 10:
+        greeting += connection.recv(10 - len(greeting))
+    return greeting
