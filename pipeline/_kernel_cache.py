@@ -30,13 +30,14 @@ TORCH_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def choose_folder() -> None:
-    """Name a folder for numba where it would find none. Before numba is imported."""
+    """Name a folder for numba where it would find none, or one below a home that others may write to, such as /tmp:
+    what they put there is unpickled and executed. Before numba is imported."""
     if VARIABLE in os.environ:
         return
     in_tree, in_home = Path(__file__).parent / "__pycache__", Path(os.path.expanduser("~/.cache")) / "numba"
     if "XDG_CACHE_HOME" in os.environ:
         in_home = Path(os.environ["XDG_CACHE_HOME"]) / "numba"
-    if not any(folder.is_absolute() and _is_writable(folder) for folder in (in_tree, in_home)):
+    if not _is_writable(in_tree) and not (in_home.is_absolute() and _is_writable(in_home) and _is_own(in_home)):
         os.environ[VARIABLE] = str(_private_folder("sluice-kernels"))
 
 
@@ -55,6 +56,19 @@ def _is_writable(folder: Path) -> bool:
             return True
     except OSError:
         return False
+
+
+def _is_own(folder: Path) -> bool:
+    """Whether no other user may write to a folder, nor put another one in its place or in that of one above it. The
+    group may write where it is the user's own, as where umask is 002."""
+    folder = folder.resolve()
+    for path in (folder, *folder.parents):
+        status = path.stat()
+        others = stat.S_IWOTH | (stat.S_IWGRP if status.st_gid not in (0, os.getegid()) else 0)
+        may_write = status.st_mode & others and not (path != folder and status.st_mode & stat.S_ISVTX)
+        if may_write or status.st_uid not in (0, os.geteuid()):
+            return False
+    return True
 
 
 def _private_folder(name: str) -> Path:

@@ -102,6 +102,37 @@ def test_help_for_a_user_without_a_name_a_home_and_the_right_to_write(tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["sluice-kernels-54321"]
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="gives folders to other users")
+@pytest.mark.parametrize("planted", ["home", "home/.cache", "home/.cache/numba"])
+def test_kernels_are_not_read_from_a_home_that_others_may_write_to(
+    tmp_path: Path, planted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HOME=/tmp, as in some containers and jobs: who makes /tmp/.cache/numba first has his pickles executed."""
+    in_home, temporary = tmp_path / "home" / ".cache" / "numba", tmp_path / "tmp"
+    in_home.mkdir(parents=True)
+    temporary.mkdir()
+    is_writable = _kernel_cache._is_writable
+    monkeypatch.setattr(_kernel_cache, "_is_writable", lambda folder: folder == in_home and is_writable(folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def chosen() -> str | None:
+        monkeypatch.delenv(_kernel_cache.VARIABLE, raising=False)
+        _kernel_cache.choose_folder()
+        return os.environ.get(_kernel_cache.VARIABLE)
+
+    assert chosen() is None
+    os.chown(tmp_path / planted, 65534, 65534)
+    assert chosen() == str(temporary / f"sluice-kernels-{os.getuid()}")
+    os.chown(tmp_path / planted, 0, 0)
+    (tmp_path / planted).chmod(0o777)
+    assert chosen() == str(temporary / f"sluice-kernels-{os.getuid()}")
+    if planted != "home/.cache/numba":
+        (tmp_path / planted).chmod(0o1777)  # as /tmp: what is in it is its owner's
+        assert chosen() is None
+
+
 def test_torch_compile_keeps_kernels_where_nobody_else_can_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
