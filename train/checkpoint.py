@@ -207,6 +207,8 @@ def read(path: Path, kind: str = "checkpoint") -> Any:
         raise InputError(f"{path}: {_refusal(error, kind)}") from None
     if is_checkpoint(content):
         own.distrust(content["config"].values())
+    if odd := [name for name in class_names(content) or () if not name.isprintable()]:  # as in a dataset.json
+        raise InputError(f"{path}: {odd[0]!a:.60} as the name of a class")
     return content
 
 

@@ -343,3 +343,12 @@ def test_a_model_that_no_memory_holds(tmp_path: Path) -> None:
     torch.save({"model": {"conv.weight": torch.zeros(2)}, "config": config}, tmp_path / "some.pt")
     with pytest.raises(InputError, match="does not fit the model"):
         finished.load(tmp_path / "some.pt", None, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["\x1b]0;title\x07", "two\nlines", "\ud800"])
+def test_names_of_classes_that_a_terminal_obeys_or_no_file_takes(tmp_path: Path, name: str) -> None:
+    content = {"model": {}, "config": {}, "description": {"classes": ["n01440764", name]}}
+    torch.save(content, tmp_path / "some.pt")
+    with pytest.raises(InputError, match=r"some.pt: '.*' as the name of a class") as raised:
+        checkpoint.read(tmp_path / "some.pt")
+    assert str(raised.value).isprintable()
