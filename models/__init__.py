@@ -156,7 +156,7 @@ def parse_options(words: Sequence[str], flag: str = "--model-kwargs") -> Options
             raise ModelOptionError(f"{flag} {word}: must be NAME=VALUE")
         try:
             options[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, MemoryError, RecursionError):  # the latter: nested a thousand times
             options[name] = value
     return options
 

@@ -1,4 +1,4 @@
-"""Models of other libraries: what their options may not do."""
+"""Models of other libraries, and options: what those of a stranger may not do."""
 
 from pathlib import Path
 
@@ -33,3 +33,9 @@ def test_a_checkpoint_has_the_library_fetch_no_file(tmp_path: Path) -> None:
 def test_options_that_fetch_are_refused(model: str, option: str) -> None:
     with pytest.raises(models.ModelOptionError, match=f"{option}: the library fetches nothing here; --pretrained FILE"):
         models.create(model, 10, {option: True})
+
+
+def test_an_option_that_is_nested_too_deep_is_a_text() -> None:
+    """Python's parser runs out of its stack."""
+    deep = "-" * 200_000 + "1"
+    assert models.parse_options([f"depth={deep}"]) == {"depth": deep}
