@@ -579,7 +579,7 @@ class TrainConfig:
             return cls(**fields)
         except OSError as error:
             raise InputError(f"--config {path}: {error.strerror}") from None
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
             raise InputError(f"--config {path}: not the config.json of a run ({error})") from None
 
 

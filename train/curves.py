@@ -136,7 +136,7 @@ def title_of(run_dirs: Sequence[Path]) -> str:
 
 
 def _model_of(run_dir: Path) -> str:
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         settings = json.loads((run_dir / "config.json").read_text())
         if isinstance(settings, dict):
             return str(settings.get("model", ""))

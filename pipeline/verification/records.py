@@ -20,6 +20,7 @@ from .problems import Problems
 log = logging.getLogger(__name__)
 
 LARGEST_JSON = 1 << 30  # bytes; report.json of all of ImageNet is smaller than 10 MB
+_LEAST_OBJECT = 32  # bytes; that of an image has more than 60
 LARGEST_COUNT = 1 << 50  # bytes; ImageNet-21k has 1.3 << 40
 IMAGE_MODES = get_args(get_type_hints(Handling)["jpeg"])
 READ_AS_DATA = (".tar", ".idx", ".beton")
@@ -69,7 +70,10 @@ def check_report(dst: Path, manifest: Manifest, problems: Problems) -> None:
     if not check_size(path, None, problems):
         return
     try:
-        report = json.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        if text.count("[") + text.count("{") > 1000 + len(text) // _LEAST_OBJECT:  # of `[]`, 30 times the text
+            raise ValueError("more objects than a conversion writes into so many bytes")
+        report = json.loads(text)
         images = report["images"]
         for entry in images:
             if {*entry} - {"odd", "bad"} != {"split", "file", "done"} or len(entry) != 4:

@@ -143,6 +143,7 @@ def test_an_evaluation_takes_the_settings_of_a_finetuned_run(tmp_path: Path) -> 
         '{"learning_rate": 1}',
         '{"epochs": 0}',
         '{"model": "bogus"}',
+        pytest.param("[" * 200_000, id="nested without end"),
     ],
 )
 def test_a_file_that_is_not_a_config_is_refused(tmp_path: Path, content: str) -> None:

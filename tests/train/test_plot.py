@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from pipeline.cli import run_command
+from train.curves import title_of
 from train.metrics import RunWriter
 from train.plot import PlotSettings, plot
 
@@ -30,3 +31,8 @@ def test_runs_are_drawn_into_one_picture(tmp_path: Path, capsys: pytest.CaptureF
 def test_a_folder_without_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(plot, PlotSettings, ["--runs", str(tmp_path)]) == 2
     assert "has no metrics.jsonl of a run" in capsys.readouterr().err
+
+
+def test_settings_that_are_nested_without_end_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[" * 200_000)
+    assert title_of([tmp_path]) == tmp_path.name

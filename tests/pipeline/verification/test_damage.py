@@ -163,6 +163,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda dst: change_report(dst, lambda report: report["images"][0].update(split="test")),
         "report.json: damaged",
     ),
+    "a report of empty lists": (
+        lambda dst: (dst / "report.json").write_text(f"[{'[],' * 100_000}[]]"),
+        "report.json: damaged (ValueError('more objects than a conversion writes into so many bytes'))",
+    ),
     "a report with other content": (lambda dst: (dst / "report.json").write_text("[3]"), "report.json: damaged"),
 }
 
