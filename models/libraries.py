@@ -13,7 +13,7 @@ from models.normalize import IMAGENET_MEAN, IMAGENET_STD
 
 TORCHVISION, TIMM = "torchvision/", "timm/"
 
-_FETCHING = re.compile("pretrained.*|weights.*|checkpoint_path|cache_dir", re.IGNORECASE)
+_FETCHING = re.compile("pretrained(?!_window_size).*|weights.*|checkpoint_path|cache_dir", re.IGNORECASE)
 """Options by which the libraries fetch files from any address, and write them into any folder. A stranger's checkpoint
 names options, too."""
 

@@ -35,6 +35,12 @@ def test_options_that_fetch_are_refused(model: str, option: str) -> None:
         models.create(model, 10, {option: True})
 
 
+def test_an_option_of_a_network_is_passed_on() -> None:
+    """It begins as those that fetch."""
+    options = {"pretrained_window_sizes": (4, 4, 4, 2), "depths": (1, 1, 1, 1)}
+    assert isinstance(models.create("timm/swinv2_tiny_window8_256", 10, options), torch.nn.Module)
+
+
 def test_an_option_that_is_nested_too_deep_is_a_text() -> None:
     """Python's parser runs out of its stack."""
     deep = "-" * 200_000 + "1"
