@@ -28,6 +28,7 @@ _LARGEST_COMMENT = 1 << 16
 _USUAL_NAME = 1 << 10  # bytes of a name and what follows it, of a member; a few times as many as any
 _LARGEST_NUMBER = 1 << 62  # of a size or an offset: the system takes it, and what is added to it
 _AT_ONCE = 1 << 20  # bytes of the directory
+_COUNTED_TO = 1 << 16  # members, by what has 16 bits for their number
 _LARGEST_RATIO = 1032  # of deflated data: 258 bytes for 2 bits (zlib.net/zlib_tech.html)
 
 
@@ -85,15 +86,18 @@ def _is_possible(record: _Record) -> bool:
 def _records(file: io.RawIOBase, path: Path, size: int) -> Iterator[tuple[int, _Record]]:
     """Every member's record, and where it is."""
     start, end, count = _directory(file, path, size)
-    buffer, at, base = b"", 0, start  # `base` is the offset of buffer[0]
-    for _ in range(count):
+    buffer, at, base, found = b"", 0, start, 0  # `base` is the offset of buffer[0]
+    while base + at < end:
         if len(buffer) - at < _RECORD.size + 3 * _LARGEST_COMMENT and base + len(buffer) < end:
             base += at
             buffer = read_at(file, min(_AT_ONCE, end - base), base)
             at = 0
         record, length = _record(buffer, at, path)
         yield base + at, record
-        at += length
+        at, found = at + length, found + 1
+    # Programs without the 64-bit extension, as macOS's, count modulo 65,536.
+    if base + at != end or (found - count) % _COUNTED_TO:
+        raise InputError(f"{path}: its directory is damaged: it has {found} members, and says {count}")
 
 
 def _record(buffer: bytes, at: int, path: Path) -> tuple[_Record, int]:

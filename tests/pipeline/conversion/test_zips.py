@@ -97,6 +97,18 @@ def test_directory_larger_than_what_is_read_at_once(tmp_path: Path) -> None:
         assert ZipArchive(path).read(member.name, member.offset, member.size) == files[member.name]
 
 
+def test_members_are_all_listed_where_their_number_has_16_bits(tmp_path: Path) -> None:
+    """As macOS packs more than 65,535: the end of the archive says 2, of 65,538."""
+    files = {**{f"train/{number}/": b"" for number in range(1 << 16)}, "train/a/a.JPEG": IMAGE, "train/b/b.JPEG": IMAGE}
+    archive = zip_bytes(files)
+    start = zipfile.ZipFile(io.BytesIO(archive)).start_dir
+    length = archive.rindex(b"PK\6\6") - start
+    path = written(
+        tmp_path / "x.zip", archive[: start + length] + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 2, 2, length, start, 0)
+    )
+    assert [member.name for member in list_zip_members(path)] == ["train/a/a.JPEG", "train/b/b.JPEG"]
+
+
 def test_archives_of_a_split_each_are_read(tmp_path: Path) -> None:
     train = {name.removeprefix("train/"): data for name, data in FILES.items() if name.startswith("train")}
     written(tmp_path / "train.zip", zip_bytes(train))
