@@ -37,6 +37,7 @@ _LOADED_AT_ONCE = 4  # row groups: at 10 ms for 100 images, enough for the faste
 _BATCH_ROWS = 64
 _LONGEST_LABEL = 1000  # characters
 _LARGEST_TEXTS = 1 << 26  # bytes of the labels or the names of a row group
+_LONGEST_NAME = 255  # letters of a file's name, as file systems take
 _FEWEST_BYTES = 8  # that an image takes in a file: a row without any takes a bit, in memory a hundred bytes
 _ROWS_IN_ANY_FILE = 1 << 20
 _LIKELY_LARGEST = 15 << 20  # bytes of an image; ImageNet's largest has 15 MB
@@ -156,18 +157,30 @@ def _labels_and_names(
 ) -> Iterator[tuple[Any, str | None]]:
     """Label and file name of each row of a group."""
     wanted = [columns.label, *([columns.path] if columns.path else [])]
+    largest = total = 0
     for column in wanted:
-        if (size := _unpacked_size(data, file, number, column)) > _LARGEST_TEXTS:
-            raise InputError(
-                f"{path}: {column} has {size >> 20} MB in row group {number}, which no labels or names take"
-            )
-    for batch in file.iter_batches(_BATCH_ROWS, [number], columns=wanted, use_threads=False):
+        size = _unpacked_size(data, file, number, column)
+        _check_texts(path, number, column, size)
+        largest = max(largest, size)
+    for batch in file.iter_batches(_rows_at_once(largest, _LARGEST_TEXTS), [number], columns=wanted, use_threads=False):
+        total += batch.nbytes
+        _check_texts(path, number, " and ".join(wanted), total)  # a dictionary may have made them smaller in the file
         labels = batch.column(columns.label).to_pylist()
         names = [None] * len(labels)
         if columns.path:
             image, _, field = columns.path.rpartition(".")
             names = pc.struct_field(batch.column(image), field).to_pylist()
         yield from zip(labels, names, strict=True)
+
+
+def _check_texts(path: Path, number: int, columns: str, size: int) -> None:
+    if size > _LARGEST_TEXTS:
+        raise InputError(f"{path}: {columns} has {size >> 20} MB in row group {number}, which no labels or names take")
+
+
+def _rows_at_once(size: int, most: int) -> int:
+    """How many rows of a column of `size` bytes take no more than `most`: each may be its dictionary's only value."""
+    return max(1, min(_BATCH_ROWS, most // max(1, size)))
 
 
 def _leaf(group: pq.RowGroupMetaData, column: str) -> pq.ColumnChunkMetaData:
@@ -197,7 +210,7 @@ def _check_rows(path: Path, metadata: pq.FileMetaData, size: int) -> None:
 
 
 def _file_name(name: str | None) -> str:
-    return PurePosixPath(name).name if name else ""
+    return PurePosixPath(name).name[:_LONGEST_NAME] if name else ""
 
 
 def _label(label: Any, path: Path, name: str) -> Label:
@@ -269,9 +282,7 @@ class RowGroup:
             self._check_unchanged()
             size = _unpacked_size(data, file, self.number, self._column)
             _check_size(self.path, self.number, size)
-            at_once = max(
-                1, min(_BATCH_ROWS, _LARGEST_GROUP // max(1, size))
-            )  # each may be the dictionary's only value
+            at_once = _rows_at_once(size, _LARGEST_GROUP)
             rows = file.iter_batches(at_once, [self.number], columns=[self._column], use_threads=False)
             for batch in rows:
                 images = batch.column(0)

@@ -53,7 +53,7 @@ def repeated(value: Any, count: int) -> pa.Array:
 def write(path: Path, metadata: Any = None, dictionary: bool = True, **columns: Any) -> Path:
     text = {"huggingface": metadata if isinstance(metadata, str) else json.dumps({"info": {"features": metadata}})}
     table = pa.table(columns, metadata=text if metadata else None)
-    plain = any(isinstance(column, pa.DictionaryArray) for column in columns.values())  # is read as a plain column
+    plain = "dictionary<" in str(table.schema)  # is read as a plain column
     limits = {"dictionary_pagesize_limit": 1 << 30, "row_group_size": 1 << 30}
     pq.write_table(table, path, compression="zstd", store_schema=not plain, use_dictionary=dictionary, **limits)
     return path
@@ -105,6 +105,24 @@ def test_a_dictionary_that_fills_memory(tmp_path: Path, monkeypatch: pytest.Monk
     finally:
         pa.set_memory_pool(before)
     assert 1 << 24 < pool.max_memory() < 3 << 26
+
+
+@pytest.mark.parametrize("column", ["label", "image"])
+def test_a_dictionary_of_texts_that_fills_memory(tmp_path: Path, column: str) -> None:
+    """A label or a file name of 16 MB in 200 rows: 3 GB, of 64 rows 1 GB, from a few KB."""
+    images = pa.array([IMAGE] * 200)
+    columns = {"image": images, "label": pa.array([0] * 200)}
+    texts = repeated("a" * (1 << 24), 200)
+    columns[column] = texts if column == "label" else pa.StructArray.from_arrays([images, texts], ["bytes", "path"])
+    path = write(tmp_path / "train.parquet", **columns)
+    assert path.stat().st_size < 1 << 16
+    before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.system_memory_pool())
+    pa.set_memory_pool(pool)
+    try:
+        assert ("which is no class" if column == "label" else "no labels or names take") in refusal(path)
+    finally:
+        pa.set_memory_pool(before)
+    assert 1 << 24 < pool.max_memory() < 1 << 28
 
 
 def test_rows_that_take_no_bytes(tmp_path: Path) -> None:
@@ -298,6 +316,13 @@ def overlapping() -> bytes:
     return archive[:start] + entries + last
 
 
+def counted(number: int) -> bytes:
+    """Six members, of which the end of the archive counts `number`."""
+    archive = bytearray(zip_bytes({f"train/n00000001/{name}.JPEG": IMAGE for name in "abcdef"}))
+    struct.pack_into("<2H", archive, archive.rindex(b"PK\5\6") + 8, number, number)
+    return bytes(archive)
+
+
 IN_SPLIT = "train/n00000001/a.JPEG"
 HUGE = (1 << 64) - 1
 ZIPS: dict[str, tuple[Callable[[], bytes], str]] = {
@@ -309,6 +334,8 @@ ZIPS: dict[str, tuple[Callable[[], bytes], str]] = {
     "size without a suffix": (lambda: zip_64("train/n00000001/a", size=1 << 40), "no train images in it"),
     "stored": (lambda: zip_64(IN_SPLIT, stored=HUGE), f"{HUGE} bytes, of at most"),
     "count": (lambda: zip_64(IN_SPLIT, count=HUGE), "its directory is damaged"),
+    "fewer than there are": (lambda: counted(2), "its directory is damaged: it has 6 members, and says 2"),
+    "more than there are": (lambda: counted(7), "its directory is damaged: it has 6 members, and says 7"),
     "start": (lambda: zip_64(IN_SPLIT, start=HUGE), "its directory is damaged"),
     "length": (lambda: zip_64(IN_SPLIT, length=HUGE), "its directory is damaged"),
     "overlapping members": (overlapping, "its members overlap"),
