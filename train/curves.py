@@ -1,15 +1,16 @@
 """A picture of runs: loss and top-1, with the final and the best values. Runs that are equal are one curve."""
 
 import contextlib
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.storage.files import complete_or_absent
+from pipeline.storage.manifest import parse_json
+from pipeline.storage.reading import read_bounded
 from train.metrics import MIXED, rows_to_draw, thinned
+from train.pictures import plain, save_figure
 
 STYLES = {("train", ""): "--", ("train", MIXED): ":", ("eval", ""): "-"}
 """By kind of row and prefix."""
@@ -18,6 +19,8 @@ MEANING = "Solid: evaluation, with a dot at the best. Dashed: training, on mixed
 
 ALIKE = 1.0
 """Runs whose top-1 differs by less, in percent, at each evaluation: their curves lie on each other, which is said."""
+
+_LARGEST_CONFIG = 1 << 20  # bytes
 
 Point = tuple[float | None, float | None]
 """Loss and top-1."""
@@ -137,14 +140,15 @@ def title_of(run_dirs: Sequence[Path]) -> str:
 
 def _model_of(run_dir: Path) -> str:
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        settings = json.loads((run_dir / "config.json").read_text())
+        settings = parse_json(read_bounded(run_dir / "config.json", _LARGEST_CONFIG).decode())
         if isinstance(settings, dict):
             return str(settings.get("model", ""))
     return ""
 
 
 def plot_curves(run_dirs: Iterable[Path], picture: Path) -> None:
-    """Draw loss and top-1 of one or more runs. How long that takes depends little on how long the runs were."""
+    """Draw loss and top-1 of one or more runs. How long that takes depends little on how long the runs were. Raises
+    OSError."""
     from matplotlib.figure import Figure  # here: it would delay the start of every process by 0.5 s
     from matplotlib.lines import Line2D
 
@@ -152,7 +156,7 @@ def plot_curves(run_dirs: Iterable[Path], picture: Path) -> None:
     groups = grouped(map(Drawn.read, run_dirs))
     said = [*sentences(groups), MEANING]
     figure = Figure(figsize=(11, 4.7 + 0.2 * (len(groups) + len(said))), layout="constrained")
-    figure.suptitle(title_of(run_dirs), x=0.012, ha="left", fontweight="bold")
+    figure.suptitle(plain(title_of(run_dirs)), x=0.012, ha="left", fontweight="bold")
     # Where curves lie on each other, wider ones below narrower ones, so that all can be seen.
     step = 1.5 if _are_alike(groups) else 0.0
     for axes, name, label in zip(figure.subplots(1, 2), ("loss", "top1"), ("cross-entropy", "top-1, %"), strict=True):
@@ -163,15 +167,14 @@ def plot_curves(run_dirs: Iterable[Path], picture: Path) -> None:
             _draw(axes, group, name, f"C{number % 10}", 1.5 + step * (len(groups) - 1 - number))
         axes.set_ylim(bottom=0, top=100 if name == "top1" and axes.get_ylim()[1] > 80 else None)
     handles = [
-        Line2D([], [], color=f"C{number % 10}", linewidth=2, label=label_of(group))
+        Line2D([], [], color=f"C{number % 10}", linewidth=2, label=plain(label_of(group)))
         for number, group in enumerate(groups)
     ]
     figure.legend(
-        handles=handles, loc="outside lower left", title="\n".join(said), alignment="left", frameon=False, fontsize=9,
-        title_fontsize=9,
+        handles=handles, loc="outside lower left", title="\n".join(map(plain, said)), alignment="left", frameon=False,
+        fontsize=9, title_fontsize=9,
     )  # fmt: skip
-    with complete_or_absent(picture, "wb") as file:
-        figure.savefig(file, dpi=120, format=picture.suffix.removeprefix(".") or "png")
+    save_figure(figure, picture)
 
 
 def _draw(axes: Any, group: Drawn, name: str, colour: str, width: float) -> None:

@@ -10,6 +10,9 @@ log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 
+_LONGEST_LINE = 1 << 24  # bytes; --log-indices writes a batch's positions in a line
+_LARGEST = 1e39  # more than a float32 can be
+
 
 def read_rows(path: Path, is_sound: Callable[[Row], bool]) -> Iterator[Row]:
     """The rows of a file, see `sound_lines`."""
@@ -29,7 +32,8 @@ def sound_lines(
         return
     count = left_out = 0
     with path.open("rb") as file:
-        for number, line in enumerate(file):
+        # Of a longer line, only the last piece has an end.
+        for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE), b"")):
             if not line.endswith(b"\n") or not is_wanted(number, line):
                 continue
             count += 1
@@ -51,5 +55,8 @@ def _parsed(line: bytes) -> Iterator[Row]:
 
 
 def are_numbers(*values: Any) -> bool:
-    """Whether all of these are numbers, which JSON's true and false are not."""
-    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    """Whether all of these are numbers that can be computed with: JSON's true and false are none, and 400 digits are
+    too many."""
+    return all(
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST for value in values
+    )

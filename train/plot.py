@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.errors import InputError
 from train.curves import plot_curves
 from train.metrics import read_metrics
+from train.pictures import check_picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +21,13 @@ class PlotSettings:
 
 
 def plot(settings: PlotSettings) -> dict[str, Any]:
-    """The command. Raises InputError for a directory without metrics."""
+    """The command. Raises InputError for a directory without metrics, or a picture that cannot be written."""
+    check_picture(settings.picture, "--picture")
     for run_dir in settings.runs:
         if next(read_metrics(run_dir), None) is None:
             raise InputError(f"--runs {run_dir}: has no metrics.jsonl of a run")
-    plot_curves(settings.runs, settings.picture)
+    try:
+        plot_curves(settings.runs, settings.picture)
+    except OSError as error:
+        raise InputError(f"--picture {settings.picture}: cannot be written ({error.strerror})") from None
     return {"picture": str(settings.picture)}

@@ -16,6 +16,7 @@ from pipeline.errors import InputError
 from train import checkpoint, job
 from train.config import DEFAULT_DATA, TrainConfig
 from train.device import DeviceName
+from train.pictures import check_picture, save_figure
 from train.world import World
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ def sweep(settings: SweepSettings) -> dict[str, Any]:
     """The command. Raises InputError for a file that is not a run's checkpoint."""
     if settings.model is not None:
         models.check_options(settings.model, {})  # it is the user who names this code
+    check_picture(settings.picture, "--picture")
     trained = checkpoint.load(settings.checkpoint)["config"]
     model, trained_at = trained["model"], trained.get("resolution")
     if models.is_own(model) and model != settings.model:
@@ -105,4 +107,7 @@ def draw(rows: list[dict[str, Any]], trained_at: int | None, picture: Path) -> N
     axes.set(xlabel="resolution", ylabel="top-1 (%)")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(picture, dpi=120)
+    try:
+        save_figure(figure, picture)
+    except OSError as error:
+        raise InputError(f"--picture {picture}: cannot be written ({error.strerror})") from None

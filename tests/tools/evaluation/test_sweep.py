@@ -42,3 +42,9 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.pt").write_bytes(b"text")
     with pytest.raises(InputError, match=r"a\.pt: not a checkpoint, or a damaged one"):
         sweep(SweepSettings(checkpoint=tmp_path / "a.pt"))
+
+
+def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_evaluated(tmp_path: Path) -> None:
+    for picture in (tmp_path / "a.xyz", tmp_path):
+        with pytest.raises(InputError, match="--picture"):
+            sweep(SweepSettings(checkpoint=tmp_path / "a.pt", picture=picture))
