@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import shlex
 import sys
 import traceback
 from collections.abc import Iterable
@@ -50,7 +51,7 @@ def find(name: str, flag: str) -> Any:
     source = f"{flag} {name}"
     if name in _distrusted:
         raise OwnCodeError(
-            f"{source}: a checkpoint alone names this code; if you trust it, give {flag} {name} yourself"
+            f"{source}: a checkpoint alone names this code; if you trust it, give {flag} {shlex.quote(name)} yourself"
         )
     _used.add(name)
     module = load_file(place, source) if place.endswith(".py") else _load_module(place, source)

@@ -7,6 +7,7 @@ import logging
 import logging.handlers
 import os
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -258,6 +259,6 @@ def _environment() -> str:
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     device = device_name(accelerator) if accelerator else platform.machine()
     return (
-        f"started as `{' '.join(sys.argv)}` on {platform.node()}: Python {platform.python_version()}, "
+        f"started as `{shlex.join(sys.argv)}` on {platform.node()}: Python {platform.python_version()}, "
         f"torch {torch.__version__}, {os.cpu_count()} cores, {device}"
     )

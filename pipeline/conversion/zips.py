@@ -6,6 +6,7 @@ million members of Kaggle's download.
 """
 
 import io
+import shlex
 import stat
 import struct
 import zlib
@@ -148,7 +149,9 @@ def _directory(file: io.RawIOBase, path: Path, size: int) -> tuple[int, int, int
             raise InputError(f"{path}: its directory is damaged; download it again")
         _, _, _, _, disk, _, _, count, length, start = _END_64.unpack(end_64)
     if disk:
-        raise InputError(f"{path}: one of several pieces; join them with `zip -s 0 {path.name} --out whole.zip`")
+        raise InputError(
+            f"{path}: one of several pieces; join them with `zip -s 0 {shlex.quote(str(path))} --out whole.zip`"
+        )
     if start + length > tail_at + at or count * _RECORD.size > length:
         raise InputError(f"{path}: its directory is damaged; download it again")
     return start, start + length, count

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,4 +104,4 @@ def _files_in(folder: Path, depth: int) -> Iterator[Path]:
 def how_to_unpack(path: Path) -> str:
     """The command that unpacks a compressed file. Raises OSError."""
     start, _ = _read_start(path)
-    return f"{next(command for magic, command in UNPACK.items() if start.startswith(magic))} {path}"
+    return f"{next(command for magic, command in UNPACK.items() if start.startswith(magic))} {shlex.quote(str(path))}"

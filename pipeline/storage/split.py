@@ -1,5 +1,6 @@
 """Opening a split of a dataset directory, local or on a web server, or of a plain ImageNet folder."""
 
+import shlex
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -194,7 +195,7 @@ def open_split(location: Path | str, name: str, settings: RemoteSettings = DEFAU
     if not path.is_dir():
         raise InputError(
             f"--data {path}: no such directory; make it with `{CONVERT} --src IMAGENET "
-            f"--dst {path}`, or demo data with `make demo`"
+            f"--dst {shlex.quote(str(path))}`, or demo data with `make demo`"
         )
     if not (path / MANIFEST).exists():
         return _open_folder(path, name)
@@ -233,8 +234,8 @@ def _open_folder(path: Path, name: str) -> Split:
     folders = tuple(map(unwrapped, made.folders))
     if not any(has_class_folders(folder, name, classes if training else ()) for folder in folders):
         raise InputError(
-            f"{made}: no class folders; the images get their labels when they are converted: `{CONVERT} --src {path} "
-            f"--dst data/shards`, then --data data/shards"
+            f"{made}: no class folders; the images get their labels when they are converted: `{CONVERT} "
+            f"--src {shlex.quote(str(path))} --dst data/shards`, then --data data/shards"
         )
     return Split(name, path, classes, folders=SplitFolders(folders, made.remark))
 
@@ -251,8 +252,8 @@ def _check_not_foreign(path: Path, made: SplitFolders | None) -> None:
 
 def _unconverted(path: Path, kind: str) -> InputError:
     return InputError(
-        f"--data {path}: {kind}, which are converted once: `{CONVERT} --src {path} --dst data/shards`, "
-        f"then --data data/shards"
+        f"--data {path}: {kind}, which are converted once: `{CONVERT} --src {shlex.quote(str(path))} "
+        f"--dst data/shards`, then --data data/shards"
     )
 
 

@@ -7,6 +7,7 @@ best at a higher one (Touvron et al., "Fixing the train-test resolution discrepa
 """
 
 import logging
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def sweep(settings: SweepSettings) -> dict[str, Any]:
     trained = checkpoint.load(settings.checkpoint)["config"]
     model, trained_at = trained["model"], trained.get("resolution")
     if models.is_own(model) and model != settings.model:
-        raise InputError(f"--checkpoint {settings.checkpoint}: if you trust {model}, give --model {model}")
+        raise InputError(f"--checkpoint {settings.checkpoint}: if you trust {model}, give --model {shlex.quote(model)}")
     rows = [
         {"resolution": side, "flip": flip, **_evaluated(settings, model, side, flip)}
         for flip in ((False, True) if settings.flip else (False,))

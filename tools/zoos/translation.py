@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -156,7 +157,8 @@ class _Command:
         if Path(data).is_dir() and not (Path(data) / MANIFEST).exists() and not self._is_later_rank():
             self.remarks.append(
                 f"{data} is used as it is, a folder of images. Converted once, it is decoded 2.8 times as fast "
-                f"(docs/loaders.md): tools/convert_imagenet.py --src {data} --dst DST, then give DST instead"
+                f"(docs/loaders.md): tools/convert_imagenet.py --src {shlex.quote(data)} --dst DST, then give DST "
+                f"instead"
             )
         return data
 

@@ -499,6 +499,18 @@ def test_compressed_archives_are_refused_with_what_to_do(
         assert contents(opened(unpacked, splits=["train"]), "train") == [("n00000001_1", "n00000001", IMAGE)]
 
 
+@pytest.mark.parametrize("name", ["$(touch INTRUDED)", "`touch INTRUDED`", "a; touch INTRUDED #", "a' 'b", '"'])
+def test_the_command_of_a_message_runs_nothing_that_a_file_is_called(tmp_path: Path, name: str) -> None:
+    """People paste it; the names in a data set are a stranger's."""
+    path = tmp_path / f"train {name}.tar.gz"
+    path.write_bytes(gzip.compress(tar_bytes([("n00000001_1.JPEG", IMAGE)])))
+    with pytest.raises(InputError) as raised:
+        opened(tmp_path, splits=["train"])
+    command = str(raised.value).partition("unpack it first: `")[2].removesuffix("`")
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+    assert {*tmp_path.iterdir()} == {path, path.with_suffix("")}
+
+
 @pytest.mark.parametrize("name", ["images.tar", "train.tar.gz", "imagenet.zip", "labels.txt"])
 def test_path_that_cannot_be_converted_is_named(imagenet_folder: Path, tmp_path: Path, name: str) -> None:
     """It is not silently ignored."""

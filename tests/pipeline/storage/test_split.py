@@ -1,6 +1,7 @@
 """Opening a split of a dataset directory or of a plain folder."""
 
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -201,3 +202,14 @@ def test_what_must_be_converted_first_is_named_with_the_command(
         )
     command = ConvertSettings(src=(src,), dst=tmp_path / "dst", splits=("train",))
     assert convert(command)["train"] == open_split(tmp_path / "dst", "train").num_samples == COUNTS["train"]
+
+
+def test_the_command_of_a_message_is_one_that_a_shell_takes(tmp_path: Path) -> None:
+    folder = tmp_path / "$(touch INTRUDED)"
+    (folder / "val").mkdir(parents=True)
+    (folder / "val" / "a.JPEG").write_bytes(b"")
+    with pytest.raises(InputError) as raised:
+        open_split(folder, "val")
+    command = str(raised.value).partition("converted: `")[2].rpartition("`")[0]
+    assert str(folder) in shlex.split(command)
+    assert "$" not in command.replace(f"'{folder}'", "")
