@@ -5,8 +5,8 @@ one fails there first.
 
 - `LocalElasticAgent._start_workers`: while it starts processes a signal must not interrupt it, which leaves some half
   started; after it they run. PyTorch's signal handlers kill them 30 s after a signal, too early for a checkpoint.
-- TORCHELASTIC_SIGNALS_TO_HANDLE: the signals for which PyTorch installs these handlers, from PyTorch 2.8 on. Before,
-  the handlers stand while processes start.
+- TORCHELASTIC_SIGNALS_TO_HANDLE: the signals for which PyTorch installs these handlers, from PyTorch 2.8 on.
+- `_terminate_process_handler`: the handler that PyTorch before 2.8 always installs before it starts processes.
 - `LocalElasticAgent._monitor_workers`: its result is where a failure is first known, before processes are restarted.
 - `LocalElasticAgent._pcontext`: the processes, to pass signals on to.
 - `LocalElasticAgent._remaining_restarts`: bad input must not be retried, nor a run restarted that was asked to stop.
@@ -15,12 +15,17 @@ one fails there first.
 """
 
 import contextlib
+import signal
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
+import torch
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import api
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+from torch.torch_version import TorchVersion
 
 AGENT_STORE_VARIABLE = "TORCHELASTIC_USE_AGENT_STORE"
 SIGNALS_VARIABLE = "TORCHELASTIC_SIGNALS_TO_HANDLE"
@@ -53,7 +58,7 @@ class ObservedAgent(LocalElasticAgent):
         self._remaining_restarts = 0
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
-        with self.starting():
+        with self.starting(), _handlers_kept():
             started: dict[int, Any] = super()._start_workers(worker_group)
         return started
 
@@ -62,6 +67,27 @@ class ObservedAgent(LocalElasticAgent):
         if result.is_failed():
             self.on_failed(result)
         return result
+
+
+@contextlib.contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Inside the block, signals are handled as they are now, also where PyTorch installs a handler of its own."""
+    if TorchVersion(torch.__version__) >= "2.8":
+        yield
+        return
+    installed = api._terminate_process_handler
+    handlers = {int(number): signal.getsignal(number) for number in signal.valid_signals()}
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        handler = handlers[signum]
+        if callable(handler):
+            handler(signum, frame)
+
+    api._terminate_process_handler = handle
+    try:
+        yield
+    finally:
+        api._terminate_process_handler = installed
 
 
 def has_recorded_error(failure: ProcessFailure) -> bool:

