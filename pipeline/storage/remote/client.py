@@ -7,6 +7,7 @@ broke. After `io_timeout` seconds without a byte, StorageError. What trying agai
 permission, no credentials) is an InputError at once.
 """
 
+import asyncio
 import functools
 import hashlib
 import math
@@ -39,7 +40,7 @@ _RECEIVED_AT_ONCE = 1 << 16
 """What obstore has of an answer when a fault ends it is lost, up to as much."""
 _LARGEST_PAUSE_S = 5.0
 _SLOWEST = 10
-"""How often `io_timeout` may pass before a server has sent a small object."""
+"""How often `io_timeout` may pass before a server has sent a small object, or has listed a folder."""
 _WHOLE_S = 30 * 86400.0
 """A whole shard may take as long: a slow reader takes an epoch for it."""
 _MOST_NAMES = 1 << 20
@@ -237,23 +238,33 @@ def names_below(address: str, access: Access) -> list[str]:
 
 def objects_below(address: str, access: Access, most: int) -> list[ObjectInfo]:
     """The objects in a folder of a bucket and below it, sorted by name. Raises InputError, also for more than `most`
-    and for a name that is no path, and StorageError."""
-    place, patience = place_of(address), Patience(address, access)
-    prefix = place.path.rstrip("/")
+    and for a name that is no path, and StorageError, also where a listing does not end."""
+    patience, longest_s = Patience(address, access), _SLOWEST * access.io_timeout
+    given_up = time.monotonic() + longest_s
     while True:
         try:
-            found = list[ObjectInfo]()
-            for page in obstore.list(_store(place.root, access), prefix or None):
-                found += [_info(entry["path"][len(prefix) :].lstrip("/"), entry) for entry in page]
-                if len(found) > most:
-                    raise InputError(f"{address}: more than {most} objects; no dataset has as many")
-            return sorted(found)
+            listed = _listed(address, access, most)
+            return sorted(asyncio.run(asyncio.wait_for(listed, given_up - time.monotonic())))
+        except asyncio.TimeoutError:
+            raise StorageError(f"{address}: given up after {longest_s:g} s: its server lists without an end") from None
         except InvalidPathError as error:
             raise InputError(f"{address}: an object in it has no usable name ({reason_of(error)})") from None
         except (OSError, BaseError) as error:
             if _STATUS_REFUSED.search(str(error).partition("\n")[0]):  # obstore has no types for these in listings
                 raise InputError(f"{address}: cannot be listed ({reason_of(error)})") from None
             patience.wait(error)
+
+
+async def _listed(address: str, access: Access, most: int) -> list[ObjectInfo]:
+    """As `objects_below`, once; it can be cancelled. obstore asks a server that sends empty pages for the next one
+    without end, and returns nothing meanwhile."""
+    place, found = place_of(address), list[ObjectInfo]()
+    prefix = place.path.rstrip("/")
+    async for page in obstore.list(_store(place.root, access), prefix or None):
+        found += [_info(entry["path"][len(prefix) :].lstrip("/"), entry) for entry in page]
+        if len(found) > most:
+            raise InputError(f"{address}: more than {most} objects; no dataset has as many")
+    return found
 
 
 def download(address: str, access: Access, path: str, size: int) -> None:

@@ -10,6 +10,7 @@ others prove that they know the key, in a thread of their own, so that nobody ke
 
 import atexit
 import os
+import resource
 import secrets
 import socket
 import struct
@@ -31,6 +32,11 @@ _helper: "_Helper | None" = None
 os.register_at_fork(after_in_child=lambda: globals().update(_lock=threading.Lock()))
 
 _ITEM, _RESULT, _ERROR = range(3)
+_CODE = "from {package}.helper import serve; serve()"
+_MOST_MEMORY = 1 << 32
+"""Bytes; 512 callers at a time take less."""
+_STACK = 1 << 20
+"""Bytes of each caller's thread, all of which count; the system's are 8 MB."""
 _ASK_EVERY_S = 0.2
 """How often a thread that waits for an object store asks whether its result is still wanted."""
 
@@ -41,10 +47,15 @@ class _Helper:
     def __init__(self) -> None:
         package = str(__package__)
         root = Path(__file__).resolve().parents[package.count(".") + 1]
-        code = f"import sys; sys.path.insert(0, {str(root)!r}); from {package}.helper import serve; serve()"
+        code = f"import sys; sys.path.insert(0, {str(root)!r}); " + _CODE.format(package=package)
         # In a session of its own: Ctrl-C is for its parent, without which it has nothing to do.
+        environment = os.environ | {"RUST_BACKTRACE": "0"}
         self._process = subprocess.Popen(
-            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,
         )
         assert self._process.stdin
         assert self._process.stdout
@@ -137,7 +148,12 @@ def _receive(connection: Connection) -> tuple[int, Any]:
 
 
 def serve() -> None:
-    """What the helper runs."""
+    """What the helper runs. It ends where a server fills its memory: obstore holds a listing's page, or the text of an
+    error, however long they are."""
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    most = _MOST_MEMORY if hard == resource.RLIM_INFINITY else min(_MOST_MEMORY, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    threading.stack_size(_STACK)
     address, key = sys.stdin.readline().split()
     with Listener(f"\0{address}", "AF_UNIX", backlog=512) as listener:
         sys.stdout.write("ready\n")

@@ -111,6 +111,42 @@ def test_a_server_that_never_ends() -> None:
         open_split(url, "train", IMPATIENT)
 
 
+S3 = b'<?xml version="1.0"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>b</Name>'
+ENTRY = (
+    b"<Contents><Key>d/a</Key><LastModified>2024-01-01T00:00:00.000Z</LastModified><ETag>a</ETag><Size>1</Size>"
+    b"<StorageClass>STANDARD</StorageClass></Contents>"
+)
+MORE = b"<IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken></ListBucketResult>"
+
+
+@pytest.mark.parametrize("entry", [b"", ENTRY], ids=["empty pages", "the same page"])
+def test_a_listing_that_never_ends(entry: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
+    helper.close()  # it reads the environment when it starts
+    page = S3 + entry + MORE
+    with answering(sized(page).replace(b"OK\r\n", b"OK\r\nConnection: close\r\n"), page) as url:
+        access = Access(io_timeout=0.3, endpoint_url=url)
+        with pytest.raises(StorageError, match="given up after 3 s: its server lists without an end"):
+            helper.call("objects_below", "s3://b/d", access, 1 << 17)
+    helper.close()
+
+
+@pytest.mark.parametrize("status", [b"200 OK", b"404 no"], ids=["a page of a listing", "the text of an error"])
+def test_an_answer_that_fills_memory(status: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """obstore holds all of it: the process that reads ends, and not the machine. Its limit is lower, so that it is
+    quick."""
+    code = "from {package} import helper; helper._MOST_MEMORY = 1 << 28; helper.serve()"
+    monkeypatch.setattr(helper, "_CODE", code)
+    monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
+    helper.close()
+    head = b"HTTP/1.1 " + status + b"\r\nContent-Length: 99999999999\r\n\r\n"
+    with answering(head + S3, forever=b" " * (1 << 23)) as url:
+        access = Access(io_timeout=60, endpoint_url=url)
+        with pytest.raises(StorageError, match="the process that reads object stores has ended"):
+            helper.call("objects_below", "s3://b/d", access, 1 << 17)
+    helper.close()
+
+
 def manifest(**changes: Any) -> bytes:
     shard = {"name": "webdataset/train-000000.tar", "samples": 1, "bytes": 4096, "sha256": "0" * 64}
     split = {"samples": 1, "bytes": 1, "image_mode": "keep", "shards": [shard], "beton": None}
