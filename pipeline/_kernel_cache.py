@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 VARIABLE = "NUMBA_CACHE_DIR"
 INSTALLED_AS = "sluice"
+_SYSTEMS = (Path("/tmp"), Path("/var/tmp"))
 TORCH_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 
@@ -61,8 +62,13 @@ def _is_writable(folder: Path) -> bool:
 def _is_own(folder: Path) -> bool:
     """Whether no other user may write to a folder, nor put another one in its place or in that of one above it. The
     group may write where it is the user's own, as where umask is 002."""
-    folder = folder.resolve()
-    for path in (folder, *folder.parents):
+    return _none_may_replace(folder.resolve(), folder.resolve())
+
+
+def _none_may_replace(inside: Path, folder: Path | None = None) -> bool:
+    """Whether no other user may put something else in the place of what this one makes in the folder `inside`, whose
+    path is resolved. `folder` may not be written to at all, not as /tmp either, where each has his own."""
+    for path in (inside, *inside.parents):
         status = path.stat()
         others = stat.S_IWOTH | (stat.S_IWGRP if status.st_gid not in (0, os.getegid()) else 0)
         may_write = status.st_mode & others and not (path != folder and status.st_mode & stat.S_ISVTX)
@@ -73,15 +79,28 @@ def _is_own(folder: Path) -> bool:
 
 def _private_folder(name: str) -> Path:
     """A folder below TMPDIR that only this user can write, the same at the next start. What numba or torch reads from
-    it is executed: a folder that somebody else made, or may write, is not used."""
-    folder = Path(tempfile.gettempdir()) / f"{name}-{os.getuid()}"
+    it is executed: a folder that somebody else made, or may write, is not used, and none below a TMPDIR where others
+    may put another in its place at any time."""
+    base = _temporary()
+    folder = base / f"{name}-{os.getuid()}"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()
     except OSError:
-        return Path(tempfile.mkdtemp(prefix=f"{name}-"))
+        return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=base))
     is_private = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o77
-    return folder if is_private else Path(tempfile.mkdtemp(prefix=f"{name}-"))
+    return folder if is_private else Path(tempfile.mkdtemp(prefix=f"{name}-", dir=base))
+
+
+def _temporary() -> Path:
+    """TMPDIR, or a folder of the system where others may put something in the place of what is made in TMPDIR."""
+    given = Path(tempfile.gettempdir())
+    for base in (given, *_SYSTEMS):
+        with contextlib.suppress(OSError):
+            if _none_may_replace(base.resolve(strict=True)) and os.access(base, os.W_OK, effective_ids=True):
+                return base
+    log.warning("%s: other users may change compiled kernels there; set TMPDIR to a folder that is yours alone", given)
+    return given
 
 
 @functools.cache

@@ -24,6 +24,7 @@ from ..errors import InputError
 from ..order.random import MIX_DRAW, random_keys
 from ..pixels.formats import LARGEST_FILE, SIGNATURE_BYTES, BadImage, is_image_data, is_image_name, may_be_image
 from ..storage.classes import is_wnid
+from ..storage.files import regular
 from ..storage.folder import (
     OUTSIDE_CLASSES,
     SYSTEM_FOLDERS,
@@ -115,7 +116,8 @@ class Images:
             return image
         try:
             # 8 of 33 us an image less than with a Path and a file object.
-            descriptor = os.open(container if offset >= 0 else f"{container}/{self.names[index]}", os.O_RDONLY)
+            path = str(container) if offset >= 0 else f"{container}/{self.names[index]}"
+            descriptor = regular(path, os.O_RDONLY | os.O_CLOEXEC)  # it may have become a pipe since it was listed
             try:
                 # One byte more of a file: it may have grown.
                 data = os.pread(descriptor, size, offset) if offset >= 0 else os.pread(descriptor, size + 1, 0)

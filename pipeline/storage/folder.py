@@ -27,6 +27,7 @@ from ..pixels.formats import (
     may_be_image,
 )
 from .classes import is_wnid, sort_classes
+from .files import regular
 from .names import Names
 from .remote.paths import RemoteEntry, RemotePath
 from .samples import Sample
@@ -382,7 +383,7 @@ class FolderSamples:
     def __getitem__(self, index: int) -> Sample:
         path = self.name(index)
         try:
-            with open(path, "rb", buffering=0) as file:
+            with open(path, "rb", buffering=0, opener=regular) as file:
                 if os.fstat(file.fileno()).st_size > LARGEST_FILE:
                     raise BadImage(f"more than {LARGEST_FILE} bytes")
                 return Sample(as_jpeg(file.read(LARGEST_FILE)), int(self._listing.labels[index]))

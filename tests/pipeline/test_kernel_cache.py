@@ -157,3 +157,24 @@ def test_numba_has_the_private_parts_that_are_used() -> None:
     assert "_index_path" in IndexDataCacheFile("folder", "name", None).__dict__
     assert "_filename_base" in inspect.getsource(CacheImpl.filename_base.fget)
     assert _kernel_cache.VARIABLE == "NUMBA_CACHE_DIR"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="gives a folder to another user")
+@pytest.mark.parametrize(("mode", "owner"), [(0o777, 0), (0o1777, 65534)], ids=["written by all", "another's"])
+def test_nobody_can_replace_the_folder_of_kernels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, owner: int
+) -> None:
+    """TMPDIR on a scratch disk without the bit that keeps users apart in /tmp: who moves the folder away and makes
+    another has what he puts there unpickled and executed."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    scratch.chmod(mode)
+    os.chown(scratch, owner, owner)
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    monkeypatch.setenv(_kernel_cache.TORCH_VARIABLE, "")  # so that it is as before again
+    monkeypatch.delenv(_kernel_cache.TORCH_VARIABLE)
+    _kernel_cache.choose_torch_folder()
+    chosen = Path(os.environ[_kernel_cache.TORCH_VARIABLE])
+    assert chosen.parent == Path("/tmp")
+    assert chosen.stat().st_mode & 0o777 == 0o700
+    assert not list(scratch.iterdir())

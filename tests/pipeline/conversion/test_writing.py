@@ -208,7 +208,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "shrinks": (lambda image: os.truncate(image, 100), "has changed while it was being converted"),
     "vanishes": (lambda image: image.unlink(), "cannot be read (No such file or directory)"),
-    "becomes a folder": (become_a_folder, "cannot be read (Is a directory)"),
+    "becomes a folder": (become_a_folder, "cannot be read (is no regular file)"),
 }
 
 
@@ -226,6 +226,20 @@ def change_after_listing(monkeypatch: pytest.MonkeyPatch, change: Callable[[], o
         return source
 
     monkeypatch.setattr("pipeline.conversion.convert.open_source", open_and_change)
+
+
+def test_an_image_that_becomes_a_pipe_is_not_waited_for(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "source"
+    shutil.copytree(source, copy)
+
+    def become_a_pipe() -> None:
+        (copy / TRAIN).unlink()
+        os.mkfifo(copy / TRAIN)
+
+    change_after_listing(monkeypatch, become_a_pipe)
+    assert f"{copy / TRAIN}: cannot be read (is no regular file)" in refused(convert_settings(copy, tmp_path / "dst"))
 
 
 @pytest.mark.parametrize("image", [TRAIN, VAL])

@@ -12,7 +12,7 @@ import pytest
 from pipeline import loaders
 from pipeline.contract import LoaderSpec
 from pipeline.conversion.listing import images_in_class_folders, make_listing
-from pipeline.errors import InputError
+from pipeline.errors import InputError, StorageError
 from pipeline.order.crops import CropPolicy
 from pipeline.storage.folder import (
     FolderSamples,
@@ -277,3 +277,15 @@ def test_listing_takes_less_than_50_bytes_an_image_and_reading_it_no_more(tmp_pa
     os.close(writer)
     assert int(os.read(reader, 100)) < 2 << 20
     os.wait()
+
+
+def test_an_image_that_becomes_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "train" / "n00000001" / "a.JPEG"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(IMAGE)
+    samples = open_split(tmp_path, "train").samples
+    assert samples[0].label == 0
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(StorageError, match=r"a\.JPEG: is no regular file"):
+        samples[0]
