@@ -22,6 +22,11 @@ from train.world import World
 
 log = logging.getLogger(__name__)
 
+_SIZES = ("resolution", "val_crop", "val_resize")
+"""The default of each follows from the ones before it."""
+_LARGEST_SIDE = 1 << 12
+"""Pixels; several times those of any published model."""
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -89,6 +94,7 @@ def as_trained(config: TrainConfig, stored: dict[str, Any], path: Path) -> Train
         raise InputError(f"{path}: a checkpoint of {model}, not of --model {config.model}")
     resolution, val_crop, val_resize = _sizes(config, stored)
     try:
+        _check_numbers(stored)
         return dataclasses.replace(
             config,
             model=model,
@@ -104,10 +110,19 @@ def as_trained(config: TrainConfig, stored: dict[str, Any], path: Path) -> Train
         raise InputError(f"{path}: its settings describe no model ({error})") from None
 
 
+def _check_numbers(stored: dict[str, Any]) -> None:
+    """Raises ValueError where the numbers in a stranger's settings are none, or lead to images of gigabytes."""
+    for name in (*_SIZES, "num_classes"):
+        value, flag = stored.get(name), f"--{name.replace('_', '-')}"
+        if type(value) not in (int, type(None)):
+            raise ValueError(f"{flag} {value!r:.60}: must be a whole number")
+        if name in _SIZES and value and value > _LARGEST_SIDE:
+            raise ValueError(f"{flag} {value}: at most {_LARGEST_SIDE} in a checkpoint")
+
+
 def _sizes(config: TrainConfig, stored: dict[str, Any]) -> list[int | None]:
     """--resolution, --val-crop and --val-resize of an evaluation: from the first that was given on, this command's;
     before it, those that the run was trained with."""
-    names = ("resolution", "val_crop", "val_resize")  # the default of each follows from the ones before it
-    given = [getattr(config, name) for name in names]
-    first = next((number for number, value in enumerate(given) if value is not None), len(names))
-    return [*map(stored.get, names[:first]), *given[first:]]
+    given = [getattr(config, name) for name in _SIZES]
+    first = next((number for number, value in enumerate(given) if value is not None), len(_SIZES))
+    return [*map(stored.get, _SIZES[:first]), *given[first:]]

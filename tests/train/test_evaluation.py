@@ -138,3 +138,12 @@ def test_the_logits_of_mirror_images_are_averaged(dataset: Path) -> None:
                 total += functional.cross_entropy(logits, batch.labels, reduction="sum").item()
             assert losses[flip] == pytest.approx(total / 19, rel=1e-4)
     assert losses[False] != losses[True]
+
+
+@pytest.mark.parametrize("value", [64.5, "64", True, [64], float("nan"), 20_000, 10**30], ids=repr)
+@pytest.mark.parametrize("name", ["resolution", "val_crop", "val_resize", "num_classes"])
+def test_settings_of_a_checkpoint_that_are_no_numbers_or_fill_memory(name: str, value: object) -> None:
+    if name == "num_classes" and type(value) is int:
+        return  # is compared with the weights
+    with pytest.raises(InputError, match=r"best\.pt: its settings describe no model \(--"):
+        as_trained(TrainConfig(), {"model": "alexnet", name: value}, Path("best.pt"))

@@ -51,7 +51,9 @@ def sweep(settings: SweepSettings) -> dict[str, Any]:
         models.check_options(settings.model, {})  # it is the user who names this code
     check_picture(settings.picture, "--picture")
     trained = checkpoint.load(settings.checkpoint)["config"]
-    model, trained_at = trained["model"], trained.get("resolution")
+    model, trained_at = trained.get("model"), trained.get("resolution")
+    if not isinstance(model, str) or not isinstance(trained_at, int | None):
+        raise InputError(f"--checkpoint {settings.checkpoint}: its settings describe no model")
     if models.is_own(model) and model != settings.model:
         raise InputError(f"--checkpoint {settings.checkpoint}: if you trust {model}, give --model {shlex.quote(model)}")
     rows = [

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from pipeline.errors import InputError
@@ -48,3 +49,10 @@ def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_evaluate
     for picture in (tmp_path / "a.xyz", tmp_path):
         with pytest.raises(InputError, match="--picture"):
             sweep(SweepSettings(checkpoint=tmp_path / "a.pt", picture=picture))
+
+
+@pytest.mark.parametrize("config", [{}, {"model": [1]}, {"model": "resnet18", "resolution": "64"}], ids=repr)
+def test_a_checkpoint_whose_settings_describe_no_model_is_refused(tmp_path: Path, config: dict[str, object]) -> None:
+    torch.save({"model": {}, "config": config}, tmp_path / "a.pt")
+    with pytest.raises(InputError, match="its settings describe no model"):
+        sweep(SweepSettings(checkpoint=tmp_path / "a.pt"))
