@@ -62,19 +62,22 @@ def _is_writable(folder: Path) -> bool:
 def _is_own(folder: Path) -> bool:
     """Whether no other user may write to a folder, nor put another one in its place or in that of one above it. The
     group may write where it is the user's own, as where umask is 002."""
-    return _none_may_replace(folder.resolve(), folder.resolve())
+    return not _others_may_write(folder.stat()) and _none_may_replace(folder)
 
 
-def _none_may_replace(inside: Path, folder: Path | None = None) -> bool:
-    """Whether no other user may put something else in the place of what this one makes in the folder `inside`, whose
-    path is resolved. `folder` may not be written to at all, not as /tmp either, where each has his own."""
-    for path in (inside, *inside.parents):
-        status = path.stat()
-        others = stat.S_IWOTH | (stat.S_IWGRP if status.st_gid not in (0, os.getegid()) else 0)
-        may_write = status.st_mode & others and not (path != folder and status.st_mode & stat.S_ISVTX)
-        if may_write or status.st_uid not in (0, os.geteuid()):
+def _none_may_replace(folder: Path) -> bool:
+    """Whether no other user may put something else in the place of what this one makes in a folder; in /tmp, none may.
+    Raises OSError where there is no such folder."""
+    folder = folder.resolve(strict=True)
+    for status in (path.stat() for path in (folder, *folder.parents)):
+        is_shared = _others_may_write(status) and not status.st_mode & stat.S_ISVTX
+        if is_shared or status.st_uid not in (0, os.geteuid()):
             return False
     return True
+
+
+def _others_may_write(status: os.stat_result) -> bool:
+    return bool(status.st_mode & (stat.S_IWOTH | (stat.S_IWGRP if status.st_gid not in (0, os.getegid()) else 0)))
 
 
 def _private_folder(name: str) -> Path:
@@ -97,7 +100,7 @@ def _temporary() -> Path:
     given = Path(tempfile.gettempdir())
     for base in (given, *_SYSTEMS):
         with contextlib.suppress(OSError):
-            if _none_may_replace(base.resolve(strict=True)) and os.access(base, os.W_OK, effective_ids=True):
+            if _none_may_replace(base) and os.access(base, os.W_OK, effective_ids=True):
                 return base
     log.warning("%s: other users may change compiled kernels there; set TMPDIR to a folder that is yours alone", given)
     return given

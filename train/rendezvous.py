@@ -11,16 +11,16 @@ import hmac
 import ipaddress
 import logging
 import os
-import queue
 import secrets
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import torch
 from torch.distributed import PrefixStore, Store, TCPStore
@@ -146,22 +146,18 @@ def connect_store(where: str, address: str, port: int, timeout_s: int) -> TCPSto
 def _in_time(call: Callable[[], Value], end: float) -> Value:
     """What `call` returns or raises. Raises TimeoutError where it has not returned at `end` of the monotonic clock, or
     a second from now: it goes on, in a thread that nobody waits for."""
-    results: queue.SimpleQueue[tuple[Value | None, BaseException | None]] = queue.SimpleQueue()
+    outcome = Future[Value]()
 
     def run() -> None:
         try:
-            results.put((call(), None))
+            outcome.set_result(call())
         except BaseException as error:  # for the caller
-            results.put((None, error))
+            outcome.set_exception(error)
 
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        value, error = results.get(timeout=max(1.0, end - time.monotonic()))
-    except queue.Empty:
-        raise TimeoutError from None
-    if error is not None:
-        raise error
-    return cast(Value, value)
+    threading.Thread(target=run, daemon=True).start()  # a pool would be waited for when the process ends
+    if not wait([outcome], max(1.0, end - time.monotonic())).done:
+        raise TimeoutError
+    return outcome.result()
 
 
 def _attempts(timeout_s: float) -> Iterator[float]:
