@@ -76,6 +76,17 @@ def test_the_secret_comes_from_the_environment_or_a_file_that_others_cannot_read
         run_token()
 
 
+@pytest.fixture
+def threads_end() -> Iterator[None]:
+    """Waits for the threads of the test. PyTorch prints stacks of C++ when what one of them waits for is closed."""
+    before = {*threading.enumerate()}
+    yield
+    for thread in {*threading.enumerate()} - before:
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+@pytest.mark.usefixtures("threads_end")
 def test_what_listens_and_says_nothing_is_not_waited_for_without_end() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
@@ -84,6 +95,7 @@ def test_what_listens_and_says_nothing_is_not_waited_for_without_end() -> None:
         connect_store("here", "127.0.0.1", silent.getsockname()[1], 1)
 
 
+@pytest.mark.usefixtures("threads_end")
 def test_a_store_that_answers_once_is_not_waited_for_without_end() -> None:
     """An impostor answers the greeting, by which PyTorch knows a store, and says nothing more."""
 
@@ -100,6 +112,8 @@ def test_a_store_that_answers_once_is_not_waited_for_without_end() -> None:
         machines = Machines("here", "127.0.0.1", impostor.getsockname()[1], 1, 2, 1)
         with pytest.raises(InputError, match=r"^here: 2 machines did not meet .* \(it does not answer any more\)"):
             machines.next_rendezvous()
+    for connection in kept:
+        connection.close()
 
 
 def received(connection: socket.socket) -> bytes:
